@@ -1,0 +1,1 @@
+"""Client SDK and in-process prediction."""

@@ -1,0 +1,1 @@
+"""The artifact, its evidence, signatures and trust."""

@@ -1,0 +1,74 @@
+"""Where Lightship keeps its state: ``LIGHTSHIP_HOME``, by default the user's data folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Home"]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folders of one home. A path is created by who writes to it, through ``ensure``."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """Return the home that ``LIGHTSHIP_HOME`` names, or the platform's user data folder."""
+        if named := os.environ.get("LIGHTSHIP_HOME"):
+            return cls(Path(named).expanduser().resolve())
+        from platformdirs import user_data_path
+
+        return cls(user_data_path("lightship", appauthor=False))
+
+    @property
+    def registry(self) -> Path:
+        """The SQLite database of names, versions, aliases and history."""
+        return self.root / "registry.db"
+
+    @property
+    def store(self) -> Path:
+        """Blobs by digest."""
+        return self.root / "store"
+
+    @property
+    def cache(self) -> Path:
+        """What can be fetched or computed again."""
+        return self.root / "cache"
+
+    @property
+    def runs(self) -> Path:
+        """Results of finished stages, and checkpoints of unfinished ones."""
+        return self.root / "runs"
+
+    @property
+    def tuning(self) -> Path:
+        """Measurements that hold for this machine only."""
+        return self.root / "tuning"
+
+    @property
+    def keys(self) -> Path:
+        """Private keys and hashed API keys (0700)."""
+        return self.root / "keys"
+
+    @property
+    def trust(self) -> Path:
+        """Public keys of the signers that this home trusts."""
+        return self.root / "trust"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of servers."""
+        return self.root / "logs"
+
+    def ensure(self) -> Home:
+        """Create the root, the key folder and the others with the right modes; return self."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (self.store, self.cache, self.runs, self.tuning, self.trust, self.logs):
+            path.mkdir(exist_ok=True)
+        self.keys.mkdir(exist_ok=True, mode=0o700)
+        self.keys.chmod(0o700)
+        return self

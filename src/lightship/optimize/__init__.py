@@ -1,0 +1,1 @@
+"""Passes that make variants, and the search among them."""

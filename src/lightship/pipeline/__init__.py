@@ -1,0 +1,1 @@
+"""Recipe, stages and their cache; `ship` puts them in a row."""

@@ -1,0 +1,1 @@
+"""Names, versions, aliases, history."""

@@ -1,0 +1,1 @@
+"""The server: front, batcher, workers, limits."""

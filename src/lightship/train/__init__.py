@@ -1,0 +1,1 @@
+"""Architectures, the training loop, export of the trained model."""

@@ -1,0 +1,1 @@
+"""Checks, statistics, the gate and the report."""
