@@ -1,0 +1,24 @@
+"""Lightship makes an AI model light, then ships it: one artifact that carries its own proof."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightship.apply.model import Model as Model, load as load
+    from lightship.pipeline.ship import ship as ship
+
+__all__ = ["Model", "__version__", "load", "ship"]
+
+__version__ = "0.1.0"
+
+_HOMES = {"Model": "lightship.apply.model", "load": "lightship.apply.model", "ship": "lightship.pipeline.ship"}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `import lightship` costs nothing: each verb loads what it needs when it is first used.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lightship' has no attribute {name!r}")

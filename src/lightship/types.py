@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 
 __all__ = ["DTYPES", "Dim", "Interface", "Interval", "Json", "Progress", "Silent", "TensorSpec", "Verdict"]
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 Dim: TypeAlias = "int | str"
 """One dimension of a shape: a size, or the name of a free one such as ``"batch"``."""
@@ -66,7 +66,13 @@ class Interval:
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form that evidence and reports carry."""
-        return {"estimate": self.estimate, "low": self.low, "high": self.high, "confidence": self.confidence, "n": self.n}
+        return {
+            "estimate": self.estimate,
+            "low": self.low,
+            "high": self.high,
+            "confidence": self.confidence,
+            "n": self.n,
+        }
 
 
 @dataclass(frozen=True, slots=True)
