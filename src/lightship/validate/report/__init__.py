@@ -1,0 +1,1 @@
+"""The report of a release or of a refusal: one HTML file, and its JSON twin."""
