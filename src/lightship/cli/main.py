@@ -1,0 +1,95 @@
+"""The command line: parse, call the library, print. One file a command group; all are light until they run.
+
+Data goes to stdout, progress and errors to stderr; exit codes come from the one table in ``errors``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from lightship import __version__
+from lightship.errors import LightshipError, status_of
+
+__all__ = ["cli", "main"]
+
+# command -> (module, attribute, one line of help). The help stands here so that listing the commands imports none.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "ship": ("lightship.cli.ship", "ship", "Everything from data to a signed release."),
+    "train": ("lightship.cli.ship", "train", "Read and split the data, train the model, export it."),
+    "optimize": ("lightship.cli.ship", "optimize", "Make variants and measure them."),
+    "validate": ("lightship.cli.ship", "validate", "Judge a variant on the gate rows."),
+    "release": ("lightship.cli.ship", "release", "Put what passed into the registry, signed."),
+    "verify": ("lightship.cli.verify", "verify", "Recompute every digest and signature of a release."),
+    "serve": ("lightship.cli.serve", "serve", "Serve models over HTTP."),
+    "predict": ("lightship.cli.predict", "predict", "Answer for one or more files."),
+    "models": ("lightship.cli.models", "models", "List the models of this home."),
+    "show": ("lightship.cli.models", "show", "Show one model: versions, aliases, evidence."),
+    "promote": ("lightship.cli.models", "promote", "Point an alias at a version."),
+    "rollback": ("lightship.cli.models", "rollback", "Point an alias back at the version it had before."),
+    "history": ("lightship.cli.models", "history", "Who changed what, when and why; what was live at a time."),
+    "deploy": ("lightship.cli.deploy", "deploy", "Write a release out for a target."),
+    "keys": ("lightship.cli.keys", "keys", "Create, list and revoke the keys that a server accepts."),
+    "trust": ("lightship.cli.verify", "trust", "Name the signers whose releases this home believes."),
+}
+
+
+class _LateGroup(click.Group):
+    """Imports a command's module only when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else " `lightship --help` lists the commands."
+            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=_LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lightship")
+def cli() -> None:
+    """Make an AI model light, then ship it: one artifact that carries its own proof.
+
+    State lives under LIGHTSHIP_HOME. Start with: lightship ship RECIPE.toml
+    """
+
+
+def main() -> None:
+    """Run the command line; every known error becomes one message and its exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted. Finished stages are kept; the same command goes on from there.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing is left to say
+        sys.exit(1)
+    except LightshipError as exc:
+        click.echo(f"Error: {exc}", err=True)
+        sys.exit(status_of(exc).exit_code)
+
+
+if __name__ == "__main__":
+    main()

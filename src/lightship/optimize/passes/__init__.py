@@ -1,0 +1,1 @@
+"""Passes: variant in, variant out, one a file."""

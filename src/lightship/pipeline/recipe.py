@@ -1,0 +1,165 @@
+"""The recipe: a TOML file that says what to ship. It is checked once, here; the rest of the code sees typed values.
+
+A key that is not known is refused with the nearest known one: a dropped typo would be a wrong model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lightship.errors import InvalidRecipe
+
+__all__ = ["Data", "Gate", "Image", "Optimize", "Recipe", "Split", "Train", "load_recipe"]
+
+_NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Split(_Section):
+    """Fractions of the four parts. They must sum to 1."""
+
+    train: float = Field(0.6, gt=0, lt=1, description="rows that the model learns from")
+    validation: float = Field(0.1, gt=0, lt=1, description="rows for early stopping")
+    selection: float = Field(0.1, gt=0, lt=1, description="rows that choose among variants")
+    gate: float = Field(0.2, gt=0, lt=1, description="rows that judge, and nothing else")
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Split:
+        total = self.train + self.validation + self.selection + self.gate
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the four fractions must sum to 1, got {total:g}")
+        return self
+
+
+class Data(_Section):
+    """Where the rows come from and how they are split."""
+
+    source: str = Field(description="package:…, folder:…, csv:… or parquet:…; paths are relative to the recipe")
+    label_column: str = Field("label", description="the column of a table that holds the class")
+    image_column: str | None = Field(None, description="the column that holds the image or its path")
+    seed: int = Field(0, ge=0, description="the split's seed")
+    split: Split = Split()
+
+
+class Image(_Section):
+    """The image that the model sees. What is left out is found from the training rows."""
+
+    height: int | None = Field(None, ge=8, le=1024, description="pixels; default: the rows' own, at most 64")
+    width: int | None = Field(None, ge=8, le=1024, description="pixels; default: the rows' own, at most 64")
+    channels: Literal[1, 3] | None = Field(None, description="1 gray, 3 color; default: as the rows are")
+
+
+class Train(_Section):
+    """How the model is trained."""
+
+    architecture: Literal["cnn-28", "cnn-24"] = Field("cnn-28", description="the network")
+    epochs: int = Field(30, ge=1, le=10_000, description="most passes over the training rows")
+    batch_size: int = Field(64, ge=1, le=65_536, description="rows in a step")
+    optimizer: Literal["sgd", "momentum", "adamw"] = Field("adamw", description="the optimizer")
+    learning_rate: float = Field(0.002, gt=0, le=10, description="the highest learning rate")
+    schedule: Literal["constant", "cosine", "one-cycle"] = Field("one-cycle", description="how the rate changes")
+    weight_decay: float = Field(0.01, ge=0, le=10, description="pull of the weights towards zero")
+    dropout: float = Field(0.25, ge=0, lt=1, description="share of features dropped in a step")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over the others")
+    shift: float = Field(0.0, ge=0, le=64, description="augmentation: largest shift, pixels")
+    rotate: float = Field(0.0, ge=0, le=180, description="augmentation: largest rotation, degrees")
+    scale: float = Field(0.0, ge=0, lt=1, description="augmentation: largest change of size, a fraction")
+    patience: int = Field(8, ge=1, description="epochs without a better validation loss before stopping")
+    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    threads: int = Field(2, ge=1, le=256, description="CPU threads; part of the result, so it is fixed here")
+
+
+class Optimize(_Section):
+    """How variants are made and one is chosen."""
+
+    variant: str = Field("auto", description="auto, reference, or the name of a pass whose variant must pass")
+    passes: tuple[str, ...] | None = Field(None, description="passes to try; default: all that are installed")
+    objective: Literal["latency", "size"] = Field("latency", description="what auto prefers")
+    calibration_rows: int = Field(256, ge=1, le=100_000, description="training rows that fix int8 ranges")
+    pairs: int = Field(200, ge=20, le=100_000, description="interleaved timing pairs per variant")
+    batch: int = Field(1, ge=1, le=1024, description="rows in a timed call")
+
+    @field_validator("passes", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Gate(_Section):
+    """What the evidence must show before anything is released."""
+
+    min_accuracy: float = Field(0.0, ge=0, le=1, description="the accuracy's lower bound must reach this")
+    margin: float = Field(0.01, gt=0, lt=1, description="the largest accuracy that the variant may lose")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence of every interval and test")
+    overfitting_limit: float = Field(0.05, gt=0, le=1, description="largest gap of train over validation accuracy")
+    overfitting: Literal["report", "require"] = Field("report", description="whether that gap can refuse a release")
+
+
+class Recipe(_Section):
+    """Everything that decides what is shipped. ``base`` is the recipe's folder."""
+
+    name: str = Field(description="the model's name in the registry")
+    task: Literal["image-classification"] = Field("image-classification", description="what the model does")
+    data: Data
+    image: Image = Image()
+    train: Train = Train()
+    optimize: Optimize = Optimize()
+    gate: Gate = Gate()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not _NAME.match(value) or value.endswith(".raw"):
+            raise ValueError("must be 1-64 of a-z 0-9 . _ -, begin and end with a letter or digit, not end with .raw")
+        return value
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        InvalidRecipe: the file cannot be read, is not TOML, or says something that a recipe cannot; the message lists
+            every such place with what was allowed.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise InvalidRecipe(f"There is no recipe {path}. Give the path of a .toml file.") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidRecipe(f"The recipe {path} cannot be read: {exc}.") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise InvalidRecipe(f"The recipe {path} is not valid TOML: {exc}.") from exc
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as exc:
+        lines = "\n".join(f"  {_explain(error)}" for error in exc.errors(include_url=False))
+        raise InvalidRecipe(f"The recipe {path} cannot be used:\n{lines}") from exc
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
+        return f"{place}: there is no such key. {hint}"
+    if error["type"] == "missing":
+        return f"{place}: is missing."
+    came = error["input"]
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}. Got {came!r}."
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""The stages, one a file; each takes and gives values."""
