@@ -41,7 +41,7 @@ def quantize(graph: bytes, run: Callable[[Path, Path], None], *, name: str) -> b
             run(source, destination)
             quantized = onnx.load_from_string(destination.read_bytes())
             onnx.checker.check_model(quantized)
-        except Exception as exc:  # noqa: BLE001 - whatever a quantizer raises, this variant cannot be made
+        except Exception as exc:  # whatever a quantizer raises, this variant cannot be made
             raise PassFailed(f"{name} cannot treat this graph: {type(exc).__name__}: {exc}") from exc
         finally:
             root.setLevel(level)
