@@ -7,16 +7,14 @@ drops it with the reason, and a recipe that names it is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from lightship.errors import Conflict, LightshipError, NotFound
+from lightship.errors import LightshipError
+from lightship.extensions import load_extension
 
-__all__ = ["PassFailed", "VariantPass", "load_pass", "pass_names"]
-
-_GROUP = "lightship.passes"
+__all__ = ["PassFailed", "VariantPass", "load_pass"]
 
 
 class PassFailed(LightshipError):
@@ -45,24 +43,11 @@ class VariantPass(Protocol):
         """
 
 
-def pass_names() -> tuple[str, ...]:
-    """Return the names of all installed passes, sorted."""
-    return tuple(sorted({point.name for point in entry_points(group=_GROUP)}))
-
-
 def load_pass(name: str) -> VariantPass:
-    """Return the pass called ``name``.
+    """Return the installed pass called ``name``.
 
     Raises:
-        NotFound: no installed distribution offers it.
-        Conflict: two do.
+        NotFound, Conflict: there is none, or there are two.
     """
-    points = [point for point in entry_points(group=_GROUP) if point.name == name]
-    if not points:
-        raise NotFound(f"There is no pass called {name!r}. Installed: {', '.join(pass_names())}.")
-    if len(points) > 1:
-        raise Conflict(
-            f"Two passes are called {name!r}: {' and '.join(point.value for point in points)}. Uninstall one."
-        )
-    loaded: VariantPass = points[0].load()()
+    loaded: VariantPass = load_extension("passes", name)()
     return loaded
