@@ -1,0 +1,119 @@
+"""From what a person typed to digests, for servers: standard library only, the database read-only.
+
+SQLAlchemy costs 0.6 s of import, which a server would pay in every process. The price is that the two queries here know
+the schema too: a migration that touches ``models``, ``versions`` or ``aliases`` must change this file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightship.data.home import Home
+from lightship.errors import NotFound, Refused
+from lightship.registry.names import Reference, fold
+from lightship.registry.sqlite import HEAD, as_error, connect_reader, revision_of
+
+__all__ = ["Resolved", "resolve", "unknown_alias", "unknown_name", "unknown_version"]
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The version that a reference names now.
+
+    Attributes:
+        bundle: digest of the bundle's manifest, ``sha256:<hex>``.
+        release: digest of the signed release record, ``sha256:<hex>``.
+        alias: the alias that led here, None when the version was named.
+    """
+
+    name: str
+    version: int
+    bundle: str
+    release: str
+    alias: str | None
+
+
+def resolve(home: Home, reference: str) -> Resolved:
+    """Return the version that ``reference`` names: ``digits`` (its production), ``digits@staging`` or ``digits:3``.
+
+    Raises:
+        InvalidInput: the reference has another form.
+        NotFound: no such registry, name, alias or version; the message lists what exists.
+        Unavailable: another program holds the registry locked.
+        LightshipError: the registry is damaged, or was written by a newer program.
+    """
+    wanted = Reference.parse(reference)
+    path = home.registry
+    with closing(connect_reader(path)) as connection:
+        _check_revision(connection, path)
+        try:
+            connection.execute("BEGIN")  # all queries see one moment
+            return _find(connection, wanted)
+        except sqlite3.Error as exc:
+            raise as_error(exc, path) from exc
+
+
+def _check_revision(connection: sqlite3.Connection, path: Path) -> None:
+    if (revision := revision_of(connection, path)) != HEAD:
+        raise Refused(
+            f"The registry {path} has the older schema {revision}; this program reads {HEAD}. "
+            "Run `lightship models` once as a user who may write there: it brings the registry up to date."
+        )
+
+
+def _find(connection: sqlite3.Connection, wanted: Reference) -> Resolved:
+    model = connection.execute("SELECT id FROM models WHERE name = ?", (wanted.name,)).fetchone()
+    if model is None:
+        names = [name for (name,) in connection.execute("SELECT name FROM models ORDER BY name")]
+        raise unknown_name(wanted.name, names)
+    version = wanted.version
+    if wanted.alias is not None:
+        found = connection.execute(
+            "SELECT version FROM aliases WHERE model_id = ? AND alias = ?", (model[0], wanted.alias)
+        ).fetchone()
+        if found is None:
+            rows = connection.execute("SELECT alias FROM aliases WHERE model_id = ? ORDER BY alias", model)
+            raise unknown_alias(wanted.name, wanted.alias, [alias for (alias,) in rows])
+        version = found[0]
+    row = connection.execute(
+        "SELECT bundle, release FROM versions WHERE model_id = ? AND version = ?", (model[0], version)
+    ).fetchone()
+    if row is None:
+        rows = connection.execute("SELECT version FROM versions WHERE model_id = ? ORDER BY version", model)
+        raise unknown_version(wanted.name, version, [number for (number,) in rows])
+    return Resolved(wanted.name, int(version or 0), row[0], row[1], wanted.alias)
+
+
+def unknown_name(name: str, names: list[str]) -> NotFound:
+    """Return the error for a name that is not there; near ones come first."""
+    if not names:
+        return NotFound(f"There is no model {name!r}: the registry is empty. Release one with `lightship ship`.")
+    near = [known for known in names if fold(known) == fold(name)] or difflib.get_close_matches(name, names, n=3)
+    if near:
+        return NotFound(f"There is no model {name!r}. Did you mean {_listed(near)}?")
+    return NotFound(f"There is no model {name!r}. There is: {_listed(names)}.")
+
+
+def unknown_alias(name: str, alias: str, aliases: list[str]) -> NotFound:
+    """Return the error for an alias that is not there."""
+    return NotFound(
+        f"The model {name!r} has no alias {alias!r}. Its aliases: {_listed(aliases) or 'none'}. "
+        f"Set it with `lightship promote {name}:VERSION --alias {alias}`."
+    )
+
+
+def unknown_version(name: str, version: int | None, versions: list[int]) -> NotFound:
+    """Return the error for a version that is not there."""
+    return NotFound(f"The model {name!r} has no version {version}. Its versions: {_listed(versions) or 'none'}.")
+
+
+def _listed(items: list[str] | list[int]) -> str:
+    shown = [str(item) for item in items[-_SHOWN:]]
+    more = len(items) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
