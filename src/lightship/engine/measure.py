@@ -1,0 +1,162 @@
+"""Time two ways of doing the same thing, in interleaved pairs.
+
+A busy neighbor, a warm cache or a falling clock hits both sides of a pair alike, so the ratio inside a pair is much
+steadier than two averages taken one after the other. The order alternates (a b, b a, ...), so that neither side always
+goes first. The interval is distribution-free: it needs no normal noise, only pairs that are independent.
+Source of the interval: Conover, Practical Nonparametric Statistics (3rd ed. 1999), section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightship.errors import InvalidInput
+from lightship.types import Interval, Json
+
+__all__ = ["PairedTiming", "Percentiles", "interleaved", "median_interval"]
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Latency of one side in milliseconds."""
+
+    p50: float
+    p99: float
+
+    def to_json(self) -> dict[str, Json]:
+        """Return ``{"p50": ..., "p99": ...}``."""
+        return {"p50": self.p50, "p99": self.p99}
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTiming:
+    """What two sides took, pair by pair.
+
+    Attributes:
+        ratio: median of b's time over a's time in the same pair, with its interval. Below 1: b is faster.
+        a_ms: side a (the reference).
+        b_ms: side b.
+        pairs: how many pairs were timed.
+        warmup: how many untimed pairs came first.
+    """
+
+    ratio: Interval
+    a_ms: Percentiles
+    b_ms: Percentiles
+    pairs: int
+    warmup: int
+
+    @property
+    def b_is_faster(self) -> bool:
+        """Whether the whole interval lies below 1."""
+        return self.ratio.high < 1
+
+    @property
+    def b_is_slower(self) -> bool:
+        """Whether the whole interval lies above 1."""
+        return self.ratio.low > 1
+
+    @property
+    def words(self) -> str:
+        """Say it for people: ``1.42 times as fast (1.35 to 1.50)`` or ``no difference shown``."""
+        ratio = self.ratio
+        if self.b_is_faster:
+            return f"{1 / ratio.estimate:.2f} times as fast ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
+        if self.b_is_slower:
+            return f"{ratio.estimate:.2f} times as slow ({ratio.low:.2f} to {ratio.high:.2f})"
+        return f"no difference shown (time ratio {ratio.estimate:.2f}, {ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def interleaved(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    *,
+    pairs: int = 200,
+    warmup: int = 20,
+    confidence: float = 0.95,
+    clock: Callable[[], float] = time.perf_counter,
+) -> PairedTiming:
+    """Time ``a`` and ``b`` in neighboring pairs, order alternating.
+
+    Args:
+        a: the reference; each call does one piece of work.
+        b: the other side, which does the same work.
+        pairs: how many pairs; enough for ``confidence`` (6 for 0.95).
+        warmup: untimed pairs before the first timed one.
+        confidence: of the interval of the ratio.
+        clock: returns seconds; never goes back.
+
+    Raises:
+        InvalidInput: too few pairs for ``confidence``, or a clock too coarse to see the work.
+    """
+    for _ in range(warmup):
+        a()
+        b()
+    taken = np.empty((pairs, 2))
+    for pair in range(pairs):
+        for side in (0, 1) if pair % 2 == 0 else (1, 0):
+            work = (a, b)[side]
+            start = clock()
+            work()
+            taken[pair, side] = clock() - start
+    if not (taken > 0).all():
+        raise InvalidInput(
+            "The clock saw a call that took no time. Use a finer clock, or let each call do more work (a larger batch)."
+        )
+    return PairedTiming(
+        ratio=median_interval(taken[:, 1] / taken[:, 0], confidence=confidence),
+        a_ms=_percentiles(taken[:, 0]),
+        b_ms=_percentiles(taken[:, 1]),
+        pairs=pairs,
+        warmup=warmup,
+    )
+
+
+def _percentiles(seconds: np.ndarray) -> Percentiles:
+    p50, p99 = np.percentile(seconds, (50, 99)) * 1000
+    return Percentiles(p50=float(p50), p99=float(p99))
+
+
+def median_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """Return the median with a distribution-free interval.
+
+    With ``x(1) <= ... <= x(n)`` the interval is ``[x(k), x(n + 1 - k)]`` for the largest k with
+    ``2 P(Bin(n, 1/2) < k) <= 1 - confidence``: the median lies left of ``x(k)`` only if fewer than k values fall
+    below it.
+
+    Raises:
+        InvalidInput: with so few values not even [least, greatest] has this confidence.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n = ordered.size
+    k = _rank(n, confidence)
+    if k < 1:
+        least = 1 + math.ceil(-math.log2(1 - confidence))
+        raise InvalidInput(
+            f"A median with confidence {confidence} needs at least {least} values. Got {n}. Measure more pairs."
+        )
+    return Interval(
+        estimate=float(np.median(ordered)),
+        low=float(ordered[k - 1]),
+        high=float(ordered[n - k]),
+        confidence=confidence,
+        n=n,
+    )
+
+
+def _rank(n: int, confidence: float) -> int:
+    """Return the largest k with ``2 P(Bin(n, 1/2) < k) <= 1 - confidence``; 0 if there is none."""
+    budget = (1 - confidence) / 2
+    below, k = 0.0, 0
+    while k < n:
+        log_pmf = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
+        below += math.exp(log_pmf)
+        if below > budget:
+            break
+        k += 1
+    return k

@@ -1,0 +1,163 @@
+"""The one way to run a graph: bytes in, a ``Runner`` out.
+
+Engines are entry points of the group ``lightship.engines``; this module imports none of them until one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, cast
+
+import numpy as np
+
+from lightship.errors import Conflict, InvalidInput, InvalidTensor, LightshipError, NotFound
+from lightship.types import DTYPES, Dim, Interface, TensorSpec
+
+__all__ = ["Engine", "EngineOptions", "Runner", "check_inputs", "check_outputs", "load_runner"]
+
+GROUP = "lightship.engines"
+OPTIMIZATIONS = ("all", "extended", "basic", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine runs a graph.
+
+    Attributes:
+        threads: threads inside one operator, at least 1. Operators run one after another.
+        optimization: how far the engine may rewrite the graph: ``all``, ``extended``, ``basic`` or ``none``.
+        spin: let idle threads burn their core while they wait. Quicker by microseconds when a process owns its
+            cores; slower for everybody when it does not.
+    """
+
+    threads: int = 1
+    optimization: str = "all"
+    spin: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise InvalidInput(f"`threads` of an engine must be at least 1. Got {self.threads}.")
+        if self.optimization not in OPTIMIZATIONS:
+            raise InvalidInput(
+                f"`optimization` of an engine must be one of {', '.join(OPTIMIZATIONS)}. Got {self.optimization!r}."
+            )
+
+
+class Runner(Protocol):
+    """One loaded graph. Not thread-safe to close; ``run`` may be called from several threads."""
+
+    @property
+    def interface(self) -> Interface:
+        """What the graph takes and gives. Free dimensions have names; none is proven here."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch; every output has as many rows as the inputs.
+
+        Raises:
+            InvalidTensor: a name, dtype, rank or size that the interface does not allow.
+            LightshipError: the engine failed, or the graph gave another number of rows than it got.
+        """
+
+    def close(self) -> None:
+        """Free the graph. A later ``run`` is an error."""
+
+
+class Engine(Protocol):
+    """What an entry point of ``lightship.engines`` must be: called with a graph, gives a runner."""
+
+    def __call__(self, graph: bytes, *, options: EngineOptions) -> Runner:
+        """Load ``graph``."""
+
+
+def load_runner(graph: bytes, *, engine: str = "onnxruntime", options: EngineOptions | None = None) -> Runner:
+    """Load ``graph`` into the engine of that name.
+
+    Raises:
+        NotFound: no engine of that name is installed.
+        Conflict: two installed packages bring an engine of that name.
+        InvalidInput: the bytes are no graph that the engine reads.
+        Refused: the graph reaches outside of itself (external data, custom operators).
+    """
+    factory = cast("Engine", _entry_point(engine).load())
+    return factory(graph, options=options or EngineOptions())
+
+
+def _entry_point(name: str) -> EntryPoint:
+    known = entry_points(group=GROUP)
+    # One entry point may be listed twice when a package is on the path twice; only two different ones are a conflict.
+    targets = {entry.value: entry for entry in known if entry.name == name}
+    if not targets:
+        names = ", ".join(sorted({entry.name for entry in known})) or "none"
+        raise NotFound(f"There is no engine {name!r}. Installed engines: {names}.")
+    if len(targets) > 1:
+        raise Conflict(f"Two packages bring an engine {name!r}: {', '.join(sorted(targets))}. Uninstall one of them.")
+    return next(iter(targets.values()))
+
+
+def check_inputs(interface: Interface, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Check names, dtypes, ranks and sizes of ``inputs``; return the size of each free dimension.
+
+    Raises:
+        InvalidTensor: says which input, what was allowed and what came.
+    """
+    wanted = {spec.name for spec in interface.inputs}
+    if set(inputs) != wanted:
+        raise InvalidTensor(
+            f"The graph takes the inputs {_names(wanted)}. Got {_names(set(inputs))}. Give each input once, by name."
+        )
+    sizes: dict[str, int] = {}
+    for spec in interface.inputs:
+        _check_input(spec, inputs[spec.name], sizes)
+    return sizes
+
+
+def _check_input(spec: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InvalidTensor(f"Input {spec.name!r} must be a numpy array. Got {type(array).__name__}.")
+    if array.dtype != np.dtype(DTYPES[spec.dtype]):
+        raise InvalidTensor(
+            f"Input {spec.name!r} must have dtype {spec.dtype} ({DTYPES[spec.dtype]}). "
+            f"Got {array.dtype}. Convert it first."
+        )
+    if array.ndim != len(spec.shape):
+        raise InvalidTensor(
+            f"Input {spec.name!r} must have {len(spec.shape)} dimensions, {_shape(spec.shape)}. Got {array.shape}."
+        )
+    for axis, (dim, size) in enumerate(zip(spec.shape, array.shape, strict=True)):
+        allowed = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
+        if size != allowed or size == 0:
+            raise InvalidTensor(
+                f"Input {spec.name!r} must have the shape {_shape(spec.shape)}: axis {axis} ({dim}) "
+                f"{'must be at least 1' if size == 0 else f'is {allowed} here'}. Got {array.shape}."
+            )
+
+
+def check_outputs(interface: Interface, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    """Check that a graph with a free batch dimension gave back as many rows as it got.
+
+    Answers are matched to requests by position, so a graph that drops or adds a row would give people each other's
+    answers.
+
+    Raises:
+        LightshipError: names the output.
+    """
+    first = interface.inputs[0] if interface.inputs else None
+    if first is None or not first.shape or isinstance(first.shape[0], int):
+        return  # a graph of fixed size; its outputs have the sizes that its interface says
+    rows = inputs[first.name].shape[0]
+    for name, array in outputs.items():
+        if array.ndim == 0 or array.shape[0] != rows:
+            raise LightshipError(
+                f"Output {name!r} of the graph must have one row for each of the {rows} input rows. "
+                f"Got shape {array.shape}. The graph drops, adds or mixes rows; export it again with a batch axis."
+            )
+
+
+def _names(names: set[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names)) or "none"
+
+
+def _shape(shape: tuple[Dim, ...]) -> str:
+    return "[" + ", ".join(str(dim) for dim in shape) + "]"
