@@ -1,4 +1,4 @@
-"""The plainest target: a folder with the bundle, its evidence and the signed release, as ``docs/bundle-format.md`` says."""
+"""The plainest target: a folder with the bundle, its evidence and the signed release (docs/bundle-format.md)."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightship.data.rows import BadRow, Dataset, Row
-from lightship.data.sources import read_source, source_digest
+from lightship.data.sources import read_source
 from lightship.data.split import PARTS, Split, split_rows
 from lightship.errors import InvalidData
 from lightship.pipeline.bench import Bench, settings_json
@@ -41,27 +42,22 @@ class Prepared:
     task: ImageClassification
     split: Split
     bad: tuple[BadRow, ...]
-    source: str
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The rows; read again only when a stage that runs needs them."""
-        return _read(self.bench)
+    dataset: Dataset
 
     def rows(self, part: str) -> list[Row]:
         """Return the rows of a part, in the order of the source."""
-        return [self.dataset.rows[index] for index in getattr(self.split, part)]
+        return [self.dataset.rows[index] for index in self.split.part(part)]
 
     def labels(self, part: str) -> np.ndarray:
         """Return the classes of a part: int64 (rows,), indices into ``task.labels``."""
         index = {label: position for position, label in enumerate(self.task.labels)}
-        return np.array([index[self.dataset.rows[i].label] for i in getattr(self.split, part)], dtype=np.int64)
+        return np.array([index[self.dataset.row_labels[i]] for i in self.split.part(part)], dtype=np.int64)
 
     def images(self, part: str) -> np.ndarray:
         """Return the encoded images of a part: float32 (rows, channels, height, width)."""
         kept = self._encoded.get(part)
         if kept is None:
-            indices = getattr(self.split, part)
+            indices = self.split.part(part)
             self.bench.progress.start(f"Encode {part} rows", len(indices))
             batch = []
             for index in indices:
@@ -77,22 +73,30 @@ class Prepared:
 
 
 def prepare(bench: Bench) -> Prepared:
-    """Read and split the rows of the recipe's source, or take the finished result for an unchanged source.
+    """Split the rows of the recipe's source, or take the finished split of an unchanged source.
+
+    The source is read each time: only its bytes can tell that they are unchanged.
 
     Raises:
         InvalidData: the source cannot be read, or a class is missing from a part.
     """
     recipe = bench.recipe
+    dataset = read_source(
+        recipe.data.source,
+        base=bench.base,
+        image_column=recipe.data.image_column,
+        label_column=recipe.data.label_column,
+    )
     finished = bench.cache.run(
         "prepare",
         {
-            "source": source_digest(recipe.data.source, base=bench.base),
+            "source": _content_digest(dataset),
             "data": settings_json(recipe.data),
             "image": settings_json(recipe.image),
             "code": code_digest("data", "tasks", "pipeline/stages/prepare.py"),
             "libraries": library_versions("numpy", "pillow"),
         },
-        lambda folder, _: _work(bench, folder),
+        lambda folder, _: _work(bench, dataset, folder),
     )
     found = json.loads((finished.path / "prepared.json").read_bytes())
     return Prepared(
@@ -101,18 +105,24 @@ def prepare(bench: Bench) -> Prepared:
         task=ImageClassification.from_config(found["task"]),
         split=_split_from_json(found["split"]),
         bad=tuple(BadRow(**row) for row in found["bad"]),
-        source=found["source"],
+        dataset=dataset,
     )
 
 
-def _read(bench: Bench) -> Dataset:
-    data = bench.recipe.data
-    return read_source(data.source, base=bench.base, image_column=data.image_column, label_column=data.label_column)
+def _content_digest(dataset: Dataset) -> str:
+    """Return a digest of every id, label and raw input, in order, and of the rows that cannot be used."""
+    digest = hashlib.sha256()
+    for row in dataset.rows:
+        raw = (
+            row.raw if isinstance(row.raw, bytes) else row.raw.tobytes() + repr((row.raw.dtype, row.raw.shape)).encode()
+        )
+        digest.update(hashlib.sha256(raw).digest() + repr((row.id, row.label)).encode())
+    digest.update(repr(dataset.bad).encode())
+    return digest.hexdigest()
 
 
-def _work(bench: Bench, folder: Path) -> None:
-    bench.progress.start("Read and split the data")
-    dataset = _read(bench)
+def _work(bench: Bench, dataset: Dataset, folder: Path) -> None:
+    bench.progress.start("Split the rows")
     recipe = bench.recipe
     plain = _plain_task(bench, dataset)
     fractions = {part: getattr(recipe.data.split, part) for part in PARTS}
@@ -120,19 +130,18 @@ def _work(bench: Bench, folder: Path) -> None:
     task = _normalized(plain, dataset, split)
     bad = (*dataset.bad, *undecodable)
     found = {
-        "source": dataset.source,
         "task": task.config(),
         "split": _split_to_json(split),
         "bad": [{"id": row.id, "reason": row.reason} for row in bad],
     }
     (folder / "prepared.json").write_text(json.dumps(found))
-    sizes = " / ".join(str(len(getattr(split, part))) for part in PARTS)
+    sizes = " / ".join(str(len(split.part(part))) for part in PARTS)
     bench.progress.done(f"{len(dataset.rows)} rows -> {sizes}" + (f", {len(bad)} unusable" if bad else ""))
 
 
 def _plain_task(bench: Bench, dataset: Dataset) -> ImageClassification:
     """Return the task without normalization: size and channels from the recipe, else from the first rows."""
-    labels = tuple(sorted({row.label for row in dataset.rows}))
+    labels = dataset.labels
     if len(labels) < 2:
         raise InvalidData(f"{dataset.source} has {len(labels)} class(es); a classifier needs 2 or more.")
     image = bench.recipe.image
@@ -190,7 +199,7 @@ def _normalized(plain: ImageClassification, dataset: Dataset, split: Split) -> I
 
 
 def _split_to_json(split: Split) -> dict[str, Any]:
-    parts = {part: list(getattr(split, part)) for part in PARTS}
+    parts = {part: list(split.part(part)) for part in PARTS}
     return {
         **parts,
         "duplicates": split.duplicates,
