@@ -30,6 +30,6 @@ def reader(path: Path) -> Engine:
     return _engine(lambda: connect_reader(path), begin="BEGIN")
 
 
-def writer(path: Path) -> Engine:
+def writer(path: Path, *, is_new: bool = False) -> Engine:
     """Return an engine whose transactions hold SQLite's write lock from their start: none can fail half-way for it."""
-    return _engine(lambda: connect_writer(path), begin="BEGIN IMMEDIATE")
+    return _engine(lambda: connect_writer(path, is_new=is_new), begin="BEGIN IMMEDIATE")

@@ -52,7 +52,7 @@ def _create(path: Path) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(file.fileno(), 0o644)
-                _upgrade(new)
+                _upgrade(new, is_new=True)
                 os.fsync(file.fileno())
             new.replace(path)
         except BaseException:
@@ -61,7 +61,7 @@ def _create(path: Path) -> None:
         fsync_dir(path.parent)
 
 
-def _upgrade(path: Path) -> None:
+def _upgrade(path: Path, *, is_new: bool = False) -> None:
     from alembic import command
     from alembic.config import Config
     from sqlalchemy.exc import DBAPIError
@@ -71,7 +71,7 @@ def _upgrade(path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", "lightship.registry:migrations")
     try:
-        with writer(path).begin() as connection:
+        with writer(path, is_new=is_new).begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except sqlite3.Error as exc:

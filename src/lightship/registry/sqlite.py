@@ -133,12 +133,20 @@ def _undo_cut_off_write(path: Path) -> None:
         ) from exc
 
 
-def connect_writer(path: Path) -> sqlite3.Connection:
-    """Open an existing file to write it, with the safest settings that this SQLite allows.
+def connect_writer(path: Path, *, is_new: bool = False) -> sqlite3.Connection:
+    """Open a file to write it, with the safest settings that this SQLite allows. It must exist.
+
+    Args:
+        path: the file.
+        is_new: an empty file is no damage but the beginning of a registry.
 
     Raises:
+        NotFound: there is no such file.
+        LightshipError: it is empty.
         sqlite3.Error: as SQLite says; callers translate with ``as_error``.
     """
+    if not is_new:
+        _check_file(path)
     connection = _open(path, "rw")
     try:
         journal, synchronous = durability()
