@@ -195,7 +195,7 @@ class TrustStore:
                 return signer, key
         raise BundleRefused(
             f"The signer {key_id[:64]} is not trusted here (trust folder: {self.path}). If you know whose key it is "
-            "and have the public key from that person, add it: lightship keys trust PUBLIC.pem --name NAME."
+            "and have the public key from that person, add it: lightship trust add PUBLIC.pem --name NAME."
         )
 
     def _read(self) -> list[tuple[Signer, Ed25519PublicKey]]:

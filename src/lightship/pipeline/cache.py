@@ -80,15 +80,18 @@ class StageCache:
         stage: str,
         decided_by: Mapping[str, Json],
         work: Callable[[Path, Path], None],
+        *,
+        still_good: Callable[[Path], bool] = lambda _: True,
     ) -> Finished:
         """Return the stage's result, running ``work(folder, scratch)`` only if there is none for these inputs.
 
+        ``still_good`` may look at what a finished result relies on elsewhere; False runs the stage again.
         ``work`` fills ``folder``. ``scratch`` outlives a crash and is found again by a run with the same key; it is
         removed when the stage is finished.
         """
         key = sha256_hex(canonical_json(decided_by))
         final = self._root / f"{stage}-{key[:16]}"
-        if self._is_whole(final, key):
+        if self._is_whole(final, key) and still_good(final):
             return Finished(stage, key, final, skipped=True)
         temporary = self._root / f".tmp-{stage}-{key[:16]}-{os.getpid()}"
         scratch = self._root / f"{stage}-{key[:16]}.scratch"

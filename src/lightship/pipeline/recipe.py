@@ -74,6 +74,7 @@ class Train(_Section):
     rotate: float = Field(0.0, ge=0, le=180, description="augmentation: largest rotation, degrees")
     scale: float = Field(0.0, ge=0, lt=1, description="augmentation: largest change of size, a fraction")
     patience: int = Field(8, ge=1, description="epochs without a better validation loss before stopping")
+    monitor: Literal["loss", "accuracy"] = Field("loss", description="the validation value that says what is better")
     seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; part of the result, so it is fixed here")
 

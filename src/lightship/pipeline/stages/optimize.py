@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Optimized", "optimize"]
 
 _CALIBRATION_BATCH = 32
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 _LARGEST_GRAPH_BYTES = 2**31 - 1  # what one protobuf message can hold
 
 
@@ -78,6 +80,10 @@ def optimize(bench: Bench, prepared: Prepared, trained: Trained, *, variant: Pat
     return Optimized(finished, candidates, must_pass=given is not None or settings.variant not in ("auto", "reference"))
 
 
+def _variant_name(path: Path) -> str:
+    return path.stem if _NAME.fullmatch(path.stem) and path.stem != "reference" else "given"
+
+
 def _read_graph(path: Path) -> bytes:
     try:
         size = path.stat().st_size
@@ -113,7 +119,9 @@ def _work(
     path, graph = given
     if path is not None and graph is not None:
         candidates = (
-            measure_file(path.stem, graph, reference=trained.reference, selection=selection, settings=settings),
+            measure_file(
+                _variant_name(path), graph, reference=trained.reference, selection=selection, settings=settings
+            ),
         )
     elif names:
         candidates = search(

@@ -1,0 +1,143 @@
+"""``ship`` and its stages alone: ``train``, ``optimize``, ``validate``, ``release``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lightship.cli.progress import make_progress
+
+if TYPE_CHECKING:
+    from lightship.pipeline.cache import Finished
+    from lightship.pipeline.ship import Shipped
+
+__all__ = ["optimize", "release", "ship", "train", "validate"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _recipe_command(function: _F) -> _F:
+    """Add what all commands of this group take."""
+    function = click.argument("recipe", type=click.Path(path_type=Path))(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(function)
+    return click.option("--quiet", is_flag=True, help="Show no progress.")(function)
+
+
+@click.command()
+@_recipe_command
+def ship(recipe: Path, as_json: bool, quiet: bool) -> None:
+    """Everything from data to a signed release; stages whose inputs are unchanged are skipped."""
+    _release(recipe, as_json, quiet)
+
+
+@click.command()
+@_recipe_command
+def release(recipe: Path, as_json: bool, quiet: bool) -> None:
+    """Put what the gate lets through into the registry, signed. Runs the stages before it if they are not done."""
+    _release(recipe, as_json, quiet)
+
+
+def _release(recipe: Path, as_json: bool, quiet: bool) -> None:
+    from lightship.pipeline.ship import ship as run
+
+    with make_progress(quiet=quiet) as progress:
+        shipped = run(recipe, progress=progress)
+    if as_json:
+        click.echo(json.dumps(_shipped_json(shipped)))
+        return
+    released = shipped.released
+    _say_stages(shipped.stages)
+    click.echo(f"\nReleased {released.name}:{released.version}" + ("" if released.is_new else "  (unchanged)"))
+    for line in released.headlines:
+        click.echo(f"  {line}")
+    click.echo("\nEvidence")
+    for row in released.evidence:
+        click.echo(f"  {row.verdict:<10} {row.check:<16} {row.summary}")
+    click.echo(f"\n  bundle     {released.bundle}")
+    click.echo(f"  signed by  {released.signer}")
+    click.echo(f"  report     {shipped.report}")
+
+
+def _shipped_json(shipped: Shipped) -> dict[str, Any]:
+    released = shipped.released
+    return {
+        "name": released.name,
+        "version": released.version,
+        "is_new": released.is_new,
+        "bundle": released.bundle,
+        "release": released.release,
+        "evidence": [
+            {"check": row.check, "verdict": row.verdict, "summary": row.summary, "digest": row.digest}
+            for row in released.evidence
+        ],
+        "report": str(shipped.report),
+        "stages": _stages_json(shipped.stages),
+    }
+
+
+def _stages_json(stages: tuple[Finished, ...]) -> list[dict[str, Any]]:
+    return [{"stage": s.stage, "key": s.key, "skipped": s.skipped, "path": str(s.path)} for s in stages]
+
+
+def _say_stages(stages: tuple[Finished, ...]) -> None:
+    for stage in stages:
+        click.echo(f"  {stage.stage:<10} {'unchanged, skipped' if stage.skipped else 'done'}")
+
+
+@click.command()
+@_recipe_command
+def train(recipe: Path, as_json: bool, quiet: bool) -> None:
+    """Read and split the data, train the model, export the reference graph."""
+    from lightship.pipeline.ship import train as run
+
+    with make_progress(quiet=quiet) as progress:
+        trained = run(recipe, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"reference": str(trained.reference_path), "stages": _stages_json((trained.finished,))}))
+        return
+    _say_stages((trained.finished,))
+    click.echo(f"  {trained.headline}")
+    click.echo(f"  reference graph  {trained.reference_path}")
+
+
+@click.command()
+@_recipe_command
+def optimize(recipe: Path, as_json: bool, quiet: bool) -> None:
+    """Make variants of the trained model and measure them on this machine."""
+    from lightship.pipeline.ship import optimize as run
+
+    with make_progress(quiet=quiet) as progress:
+        optimized = run(recipe, progress=progress)
+    if as_json:
+        candidates = [candidate.to_json() for candidate in optimized.candidates]
+        click.echo(json.dumps({"candidates": candidates, "stages": _stages_json((optimized.finished,))}))
+        return
+    _say_stages((optimized.finished,))
+    for candidate in optimized.candidates:
+        speed = candidate.timing.words if candidate.timing else "not timed"
+        click.echo(f"  {candidate.name:<14} {candidate.dropped or 'proposed'}; {speed}")
+
+
+@click.command()
+@_recipe_command
+@click.option(
+    "--variant", type=click.Path(path_type=Path), help="Judge this graph file instead of the variants made here."
+)
+def validate(recipe: Path, as_json: bool, quiet: bool, variant: Path | None) -> None:
+    """Judge the model and its variants on the gate rows; exit code 6 when the gate refuses."""
+    from lightship.pipeline.ship import validate as run
+
+    with make_progress(quiet=quiet) as progress:
+        validated = run(recipe, variant=variant, progress=progress)
+    if as_json:
+        click.echo(json.dumps({**validated.to_json(), "stages": _stages_json((validated.finished,))}))
+        return
+    _say_stages((validated.finished,))
+    click.echo(f"  chosen  {validated.chosen}")
+    for each in validated.evidence:
+        click.echo(f"  {each.verdict:<10} {each.check:<16} {each.summary}")
+    click.echo(f"  report  {validated.report}")

@@ -1,0 +1,195 @@
+"""Release: the bundle, its signed evidence, the signed record, and a version in the registry."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightship import __version__
+from lightship.bundle.arrays import npy_from_array
+from lightship.bundle.build import build_bundle
+from lightship.bundle.manifest import REFERENCE, Expected, Golden, Variant
+from lightship.bundle.release import Release, sign_release
+from lightship.bundle.signing import PrivateKey, Signer, TrustStore
+from lightship.bundle.statement import sign_evidence
+from lightship.bundle.store import BlobStore
+from lightship.engine.machine import fingerprint
+from lightship.pipeline.bench import Bench, settings_json
+from lightship.pipeline.cache import Finished, code_digest, library_versions
+from lightship.pipeline.stages.prepare import Prepared
+from lightship.pipeline.stages.train import Trained
+from lightship.pipeline.stages.validate import Validated
+from lightship.pipeline.tolerance import golden_answers
+from lightship.registry.database import open_database
+from lightship.registry.records import EvidenceRow
+from lightship.types import Interface, Json
+
+if TYPE_CHECKING:
+    from lightship.registry.records import Registered
+
+__all__ = ["Released", "release"]
+
+_THREADS = 1  # of the engine, while the golden answers are computed and wherever the bundle is run as it says
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A version in the registry.
+
+    Attributes:
+        is_new: False when this very bundle had been released before.
+        headlines: what it is, in a few lines for people.
+    """
+
+    finished: Finished
+    name: str
+    version: int
+    is_new: bool
+    bundle: str
+    release: str
+    signer: str
+    evidence: tuple[EvidenceRow, ...]
+    headlines: tuple[str, ...]
+
+
+def release(bench: Bench, prepared: Prepared, trained: Trained, validated: Validated) -> Released:
+    """Register what the gate let through; the same bundle again is the version that it already has."""
+    store = BlobStore(bench.home.store)
+    key = PrivateKey.load_or_create(bench.home.keys)
+    signer = TrustStore(bench.home.trust).add_local(key)
+    finished = bench.cache.run(
+        "release",
+        {
+            "validated": validated.finished.key,
+            "signer": key.key_id,
+            "store": str(bench.home.store),
+            "code": code_digest("bundle", "pipeline/stages/release.py", "pipeline/tolerance.py"),
+        },
+        lambda folder, _: _work(bench, prepared, trained, validated, key, folder),
+        still_good=lambda folder: _is_stored(store, folder),
+    )
+    built = _built(finished.path)
+    with open_database(bench.home) as registry:
+        registered = registry.add_version(
+            bench.recipe.name,
+            bundle=built["bundle"],
+            release=lambda version: store.put(sign_release(_record(bench, validated, built, version), key=key)),
+            who=getpass.getuser(),
+            evidence=[EvidenceRow(**row) for row in built["evidence"]],
+            why="the gate passed",
+            note=f"variant {validated.chosen}",
+        )
+    return _released(finished, registered, built, signer, validated)
+
+
+def _work(
+    bench: Bench, prepared: Prepared, trained: Trained, validated: Validated, key: PrivateKey, folder: Path
+) -> None:
+    """Build the bundle and sign the evidence into the store."""
+    bench.progress.start("Build and sign the bundle")
+    store = BlobStore(bench.home.store)
+    graphs = {REFERENCE: trained.reference}
+    if validated.chosen != REFERENCE:
+        graphs[validated.chosen] = validated.graph
+    contents: dict[str, bytes] = {}
+    variants = []
+    for name, graph in graphs.items():
+        path = f"variants/{name}/model.onnx"
+        contents[path] = graph
+        precision = "fp32" if name == REFERENCE else validated.precision
+        variants.append(Variant(name, "onnxruntime", path, precision, options={"threads": _THREADS}))
+    manifest = build_bundle(
+        store,
+        task=validated.task,
+        interface=Interface(prepared.task.inputs, prepared.task.outputs, proven={"batch": validated.proven_batch}),
+        variants=variants,
+        default=validated.chosen,
+        golden=_golden(prepared, trained, validated, graphs, contents),
+        lineage=_lineage(bench, prepared),
+        contents=contents,
+    )
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = []
+    for evidence in validated.evidence:
+        digest = store.put(sign_evidence(evidence, key=key, created=created, machine=fingerprint()))
+        rows.append(
+            {"check": evidence.check, "verdict": evidence.verdict, "summary": evidence.summary, "digest": digest}
+        )
+    (folder / "built.json").write_text(json.dumps({"bundle": manifest.digest, "created": created, "evidence": rows}))
+    bench.progress.done(f"{len(manifest.files)} files")
+
+
+def _golden(
+    prepared: Prepared, trained: Trained, validated: Validated, graphs: dict[str, bytes], contents: dict[str, bytes]
+) -> Golden:
+    """Add the golden inputs, and what each graph answers to them, to the bundle's contents."""
+    inputs = []
+    for name, data in zip(trained.golden.names, trained.golden.files, strict=True):
+        inputs.append(f"golden/inputs/{name}")
+        contents[inputs[-1]] = data
+    images = np.stack([prepared.task.encode(data)["image"] for data in trained.golden.files])
+    expected = {}
+    for name, graph in graphs.items():
+        logits, tolerance = golden_answers(graph, images, floor=validated.tolerance, threads=_THREADS)
+        path = f"golden/{name}/logits.npy"
+        contents[path] = npy_from_array(logits)
+        expected[name] = Expected({"logits": path}, tolerance)
+    return Golden(tuple(inputs), expected)
+
+
+def _lineage(bench: Bench, prepared: Prepared) -> dict[str, Json]:
+    """Return where the model comes from: no times and no paths, so that the same work gives the same bundle."""
+    return {
+        "recipe": settings_json(bench.recipe),
+        "data": {
+            "fingerprint": prepared.split.fingerprint,
+            "parts": dict(prepared.split.fingerprints),
+            "rows": len(prepared.dataset.rows),
+        },
+        "lightship": __version__,
+        "libraries": library_versions("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow"),
+    }
+
+
+def _built(folder: Path) -> dict[str, Any]:
+    built: dict[str, Any] = json.loads((folder / "built.json").read_bytes())
+    return built
+
+
+def _is_stored(store: BlobStore, folder: Path) -> bool:
+    built = _built(folder)
+    return store.has(built["bundle"]) and all(store.has(row["digest"]) for row in built["evidence"])
+
+
+def _record(bench: Bench, validated: Validated, built: dict[str, Any], version: int) -> Release:
+    return Release(
+        name=bench.recipe.name,
+        version=version,
+        bundle=built["bundle"],
+        evidence=tuple((row["check"], row["digest"]) for row in built["evidence"]),
+        policy=validated.policy,
+        created=built["created"],
+        status="passed",
+    )
+
+
+def _released(
+    finished: Finished, registered: Registered, built: dict[str, Any], signer: Signer, validated: Validated
+) -> Released:
+    return Released(
+        finished=finished,
+        name=registered.name,
+        version=registered.version,
+        is_new=registered.is_new,
+        bundle=registered.bundle,
+        release=registered.release,
+        signer=f"{signer.name}  {signer.key_id}" + ("  (a key of this home)" if signer.local else ""),
+        evidence=tuple(EvidenceRow(**row) for row in built["evidence"]),
+        headlines=validated.headlines,
+    )
