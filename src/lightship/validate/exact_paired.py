@@ -1,4 +1,4 @@
-"""The exact unconditional test behind non-inferiority: is the variant's drop in accuracy smaller than the margin?
+"""The exact unconditional test behind non-inferiority. It shows that a drop in accuracy is below the margin.
 
 Both models answer the same n rows. ``b`` rows are losses (reference right, variant wrong), ``c`` are gains (the other
 way round), the rest agree; (b, c) is multinomial with rates p_b, p_c, and the drop is ``p_b - p_c``.
@@ -31,6 +31,7 @@ __all__ = ["Region", "critical_region", "drop_bound", "p_inferior", "p_noninferi
 _NORMAL = NormalDist()
 _TIE = 1e-9  # scores closer than this are one score: rounding must not split outcomes that are equal on paper
 _LOG_LOST = 38.0  # each cut tail holds less than exp(-38) = 3e-17
+_LOWEST_SCORE = 64.0
 _SEARCH_ERROR = 1e-6
 """Added to every maximum: the grid and its refinement find the maximum to within 2e-7 (docs/statistics.md)."""
 
@@ -189,18 +190,23 @@ def p_inferior(losses: int, gains: int, n: int, margin: float) -> float:
 def critical_region(n: int, margin: float, alpha: float) -> Region | None:
     """Return a region of outcomes that are released at level ``alpha``; ``None`` if not even (0, n) is.
 
-    It is the whole region of release, or misses scores within 0.005 of its edge, so a power computed from it is never
+    It is the whole region of release, or misses scores at its very edge, so a power computed from it is never
     too high.
     """
 
     def excess(limit: float) -> float:
         return _probit(Region.up_to(limit, n, margin).extreme(margin) + _SEARCH_ERROR) - _probit(alpha)
 
-    low, high = _probit(alpha) - 4, 0.0
-    if excess(low) > 0:
-        return None
-    limit = _last_inside(excess, inside=low, outside=high, near=0.005)
-    return Region.up_to(limit, n, margin)
+    # The edge is near the normal quantile; look around it in growing steps.
+    inside = outside = _probit(alpha)
+    step = 0.25
+    while excess(inside) > 0:
+        outside, inside, step = inside, inside - step, 2 * step
+        if step > _LOWEST_SCORE:
+            return None
+    while inside == outside or excess(outside) <= 0:
+        inside, outside, step = outside, outside + step, 2 * step
+    return Region.up_to(_last_inside(excess, inside=inside, outside=outside, near=0.01), n, margin)
 
 
 def drop_bound(losses: int, gains: int, n: int, alpha: float, *, margin: float) -> float:

@@ -1,0 +1,1 @@
+"""The checks, one a file: arrays and callables in, evidence out."""

@@ -1,0 +1,204 @@
+"""The gate: a policy lists the evidence that a release needs, and what of it was measured against which limits.
+
+Everything that is required must be there and ``PASSED``. What is absent is ``UNPROVEN``; that refuses as well, so a
+check that was not run never lets a model through. Pure: it reads evidence, it makes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lightship.bundle.statement import Evidence
+from lightship.errors import GateRefused, InvalidInput
+from lightship.types import Json, Verdict
+
+__all__ = ["Decision", "Policy", "apply_policy", "policy_named", "require"]
+
+_ABOUT_VARIANT = frozenset({"noninferiority", "class_harm", "latency"})
+
+_ADVICE = {
+    "accuracy": "Train a better model, or lower `min_accuracy` in the recipe if the budget was too strict",
+    "parity": "Export the model again, or look for an operator that the exporter changed",
+    "golden": "Undo the change of the preprocessing, or train again with it",
+    "noninferiority": "Release the reference, or another variant",
+    "class_harm": "Release the reference, or a variant that keeps this class",
+    "shapes": "Export the graph with a free batch axis",
+    "latency": "Release the reference, ask for a small variant instead of a fast one, or measure more pairs",
+    "overfitting": "Train with more data, augmentation, weight decay or dropout, or stop earlier",
+    "data": "Repair the rows that it names, or the split",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a release needs.
+
+    Attributes:
+        name: ``standard`` (everything proven) or ``structural`` (it runs and is intact; nothing about accuracy).
+        required: checks that must be there and have passed.
+        reported: checks that are shown if they are there, whatever they found.
+        min_accuracy: the budget that the accuracy evidence must have been judged by, or a stricter one.
+        margin: the same for non-inferiority: this margin or a smaller one.
+        alpha: the same for its error rate: this or a smaller one.
+        confidence: the same for the accuracy interval: this or a greater one.
+    """
+
+    name: str
+    required: tuple[str, ...]
+    reported: tuple[str, ...] = ()
+    min_accuracy: float | None = None
+    margin: float | None = None
+    alpha: float = 0.05
+    confidence: float = 0.95
+
+    def for_reference(self) -> Policy:
+        """Return the policy for a release of the reference itself, which has nothing to be compared with."""
+        return replace(self, required=tuple(name for name in self.required if name not in _ABOUT_VARIANT))
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form for the release record: no floats, decimals are strings."""
+
+        def decimal(value: float | None) -> str | None:
+            return None if value is None else repr(float(value))
+
+        return {
+            "name": self.name,
+            "required": [*self.required],
+            "reported": [*self.reported],
+            "min_accuracy": decimal(self.min_accuracy),
+            "margin": decimal(self.margin),
+            "alpha": decimal(self.alpha),
+            "confidence": decimal(self.confidence),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the gate says.
+
+    Attributes:
+        verdict: ``PASSED``; else the worst that was found: ``FAILED`` before ``UNPROVEN`` before ``UNDECIDED``.
+        reasons: why not, one line each: the check, what it found, what to do. Empty when passed.
+        required: what was found for each required check.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    required: tuple[tuple[str, Verdict], ...]
+
+    @property
+    def released(self) -> bool:
+        """Whether the gate is open."""
+        return self.verdict is Verdict.PASSED
+
+
+def policy_named(
+    name: str,
+    *,
+    min_accuracy: float | None = None,
+    margin: float | None = None,
+    alpha: float = 0.05,
+    confidence: float = 0.95,
+    speed_asked: bool = False,
+) -> Policy:
+    """Return one of the policies that Lightship brings.
+
+    ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority and class_harm (the last two only of a
+    variant, see ``Policy.for_reference``), and latency when speed was asked for. ``structural`` requires golden and
+    shapes: for a model without labeled rows. Its releases say so.
+
+    Raises:
+        InvalidInput: another name, or no budget for ``standard``.
+    """
+    if name == "structural":
+        return Policy("structural", required=("golden", "shapes"), reported=("parity", "latency", "data"))
+    if name != "standard":
+        raise InvalidInput(f"There is no policy {name!r}. Known: standard, structural.")
+    if min_accuracy is None or margin is None:
+        raise InvalidInput("The policy 'standard' needs `min_accuracy` and `margin`. Set both in the recipe's gate.")
+    speed = ("latency",) if speed_asked else ()
+    return Policy(
+        "standard",
+        required=("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "class_harm", *speed),
+        reported=("overfitting", *(() if speed else ("latency",))),
+        min_accuracy=min_accuracy,
+        margin=margin,
+        alpha=alpha,
+        confidence=confidence,
+    )
+
+
+def apply_policy(policy: Policy, evidence: Sequence[Evidence]) -> Decision:
+    """Apply ``policy`` to the evidence about the one variant that would be released.
+
+    Evidence about candidates that were not chosen does not belong here. Where a required check has several pieces of
+    evidence, all must have passed.
+    """
+    reasons: list[str] = []
+    found: list[tuple[str, Verdict]] = []
+    for check in policy.required:
+        pieces = [item for item in evidence if item.check == check]
+        verdicts = [item.verdict for item in pieces] or [Verdict.UNPROVEN]
+        if not pieces:
+            reasons.append(
+                f"{check}: unproven, there is no such evidence. Run this check; the policy {policy.name!r} needs it"
+            )
+        for item in pieces:
+            lax = _laxer_than(policy, item)
+            if item.verdict is not Verdict.PASSED:
+                reasons.append(_reason(item))
+            elif lax:
+                reasons.append(f"{check}: unproven, {lax}. Run this check again with the limits of the policy")
+                verdicts.append(Verdict.UNPROVEN)
+        found.append((check, _worst(verdicts)))
+    return Decision(_worst([verdict for _, verdict in found]), tuple(reasons), tuple(found))
+
+
+def require(decision: Decision, *, what: str) -> None:
+    """Raise unless the gate is open.
+
+    Raises:
+        GateRefused: with every reason.
+    """
+    if not decision.released:
+        raise GateRefused(
+            f"{what} is not released ({decision.verdict}):\n" + "\n".join(f"- {r}" for r in decision.reasons)
+        )
+
+
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    order = (Verdict.FAILED, Verdict.UNPROVEN, Verdict.UNDECIDED)
+    return next((verdict for verdict in order if verdict in verdicts), Verdict.PASSED)
+
+
+def _reason(item: Evidence) -> str:
+    advice = _ADVICE.get(item.check, "Look at its evidence")
+    rows = item.measured.get("rows_needed")
+    if item.verdict is Verdict.UNDECIDED and isinstance(rows, int):
+        advice = f"About {rows} gate rows would decide it; give more rows, or: {advice[0].lower()}{advice[1:]}"
+    return f"{item.check}: {item.verdict}, {item.summary}. {advice}"
+
+
+def _laxer_than(policy: Policy, item: Evidence) -> str:
+    """Say how evidence was judged by a laxer limit than the policy's: then its ``PASSED`` proves too little."""
+    rounding = 1e-12
+
+    def value(key: str) -> float | None:
+        found = item.method.get(key)
+        return float(found) if isinstance(found, int | float) else None
+
+    limits: list[tuple[str, float | None, int]] = []  # name, the policy's limit, +1: more is stricter
+    if item.check == "accuracy":
+        limits = [("min_accuracy", policy.min_accuracy, +1), ("confidence", policy.confidence, +1)]
+    elif item.check == "noninferiority":
+        limits = [("margin", policy.margin, -1), ("alpha", policy.alpha, -1)]
+    for key, limit, stricter in limits:
+        if limit is None:
+            continue
+        used = value(key)
+        if used is None:
+            return f"it does not say its {key}"
+        if stricter * (used - limit) < -rounding:
+            return f"judged with {key} {used:g}, the policy says {limit:g}"
+    return ""
