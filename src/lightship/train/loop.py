@@ -292,5 +292,6 @@ def _run_digest(settings: TrainSettings, shape: ModelShape, rows: EncodedRows, v
 def _diverged(epoch: int, loss: float, settings: TrainSettings) -> InvalidData:
     return InvalidData(
         f"Training diverged in epoch {epoch}: the loss is {loss}. "
-        f"Lower `learning_rate` (now {settings.learning_rate:g}), for example to {settings.learning_rate / 10:g}; if it stays so, look for extreme values in the images."
+        f"Lower `learning_rate` (now {settings.learning_rate:g}), for example to {settings.learning_rate / 10:g}; "
+        "if it stays so, look for extreme values in the images."
     )
