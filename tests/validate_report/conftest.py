@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +111,13 @@ def make_evidence() -> tuple[EvidenceFacts, ...]:
     rows = (
         ("data", "Data is clean enough", Verdict.PASSED, "5,000 rows, 0 bad, 2 duplicates, 0 conflicts", True),
         ("overfitting", "Train and validation agree", Verdict.PASSED, "Gap 1.1 points, at most 3 allowed", False),
-        ("parity", "Export equals the trained model", Verdict.PASSED, "Largest difference 3.1e-06, tolerance 2.4e-05", True),
+        (
+            "parity",
+            "Export equals the trained model",
+            Verdict.PASSED,
+            "Largest difference 3.1e-06, tolerance 2.4e-05",
+            True,
+        ),
         ("shapes", "Batch sizes run", Verdict.PASSED, "1, 2, 7, 32 and 33 give the answers of single rows", True),
         ("accuracy", "Accurate enough", Verdict.PASSED, "98.2 % of 995 gate rows; at least 95.5 % asked", True),
         ("noninferiority", "Not worse than the reference", Verdict.PASSED, "Drop 0.1 points, at most 1 allowed", True),
@@ -167,7 +175,13 @@ def make_release(labels: tuple[str, ...] = tuple("0123456789")) -> ReportFacts:
         confusion=make_confusion(labels, 3),
         curves=make_curves(20),
         worst=tuple(
-            ExampleFacts(f"mnist_5k.csv.gz#{1704 + 311 * i}", drawn_digit(i), labels[i % len(labels)], labels[-1 - i % len(labels)], 0.997 - 0.04 * i)
+            ExampleFacts(
+                f"mnist_5k.csv.gz#{1704 + 311 * i}",
+                drawn_digit(i),
+                labels[i % len(labels)],
+                labels[-1 - i % len(labels)],
+                0.997 - 0.04 * i,
+            )
             for i in range(12)
         ),
         evidence=make_evidence(),
@@ -217,7 +231,7 @@ def make_refusal() -> ReportFacts:
         release,
         version=None,
         released=False,
-        headline="int8-static is not as good as the reference: it loses 27.0 points of accuracy, most of them on class 8.",
+        headline="int8-static is not as good as the reference: it loses 27.0 points, most of them on class 8.",
         reasons=(
             "noninferiority failed: the drop is between 24.2 and 29.9 points; the margin is 1 point.",
             "class_harm failed: class 8 lost most (F1 98.1 % became 12.4 %), then 5 and 3.",
@@ -226,11 +240,60 @@ def make_refusal() -> ReportFacts:
         variants=(reference, wrecked),
         evidence=evidence,
         commands=(
-            ("Let the search choose, which may keep the reference", "lightship ship recipe.toml --set optimize.variant=auto"),
+            (
+                "Let the search choose, which may keep the reference",
+                "lightship ship recipe.toml --set optimize.variant=auto",
+            ),
             ("Judge another graph", "lightship validate recipe.toml --variant FILE"),
         ),
         signer="",
     )
+
+
+def make_crowd() -> tuple[VariantFacts, ...]:
+    """Return eight variants, five of them within a hair of one another, one with a long name."""
+    rows: tuple[tuple[str, float, float, float | None], ...] = (
+        ("reference", 0.983, 0.214, None),
+        ("int8-dynamic", 0.982, 0.171, 1.25),
+        ("int8-static", 0.982, 0.132, 1.62),
+        ("int8-static-per-channel", 0.9815, 0.134, 1.60),
+        ("int8-static-percentile", 0.9812, 0.133, 1.61),
+        ("openvino-bf16", 0.9825, 0.135, 1.59),
+        ("fp16", 0.983, 0.210, 1.02),
+        ("pruned-50-int8-static-with-a-long-name", 0.969, 0.129, 1.66),
+    )
+    return tuple(
+        make_variant(name, accuracy, latency, speedup, chosen=name == "int8-static")
+        for name, accuracy, latency, speedup in rows
+    )
+
+
+def with_text(value: Any, text: str) -> Any:
+    """Return facts with every text in them replaced by ``text``; keys of mappings are numbered to stay apart."""
+    if isinstance(value, Verdict):
+        return value
+    if isinstance(value, str):
+        return text
+    if isinstance(value, tuple):
+        return tuple(with_text(item, text) for item in value)
+    if isinstance(value, dict):
+        return {f"{text}{index}": with_text(item, text) for index, item in enumerate(value.values())}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: with_text(getattr(value, field.name), text) for field in fields(value)})
+    return value
+
+
+def with_nan(value: Any) -> Any:
+    """Return facts with every float in them replaced by NaN."""
+    if isinstance(value, float):
+        return math.nan
+    if isinstance(value, tuple | list):
+        return type(value)(with_nan(item) for item in value)
+    if isinstance(value, dict):
+        return {key: with_nan(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: with_nan(getattr(value, field.name)) for field in fields(value)})
+    return value
 
 
 @pytest.fixture(scope="session")
@@ -247,5 +310,38 @@ def refusal() -> ReportFacts:
 
 @pytest.fixture(scope="session")
 def release_of() -> Callable[[tuple[str, ...]], ReportFacts]:
-    """A release with other labels."""
+    """Make a release with other labels."""
     return make_release
+
+
+@pytest.fixture(scope="session")
+def crowd() -> tuple[VariantFacts, ...]:
+    """Eight variants that crowd each other on the plot."""
+    return make_crowd()
+
+
+@pytest.fixture(scope="session")
+def say() -> Callable[[ReportFacts, str], ReportFacts]:
+    """Replace every text of facts by one."""
+    return with_text
+
+
+@pytest.fixture(scope="session")
+def no_numbers(release: ReportFacts) -> ReportFacts:
+    """The facts of a release with NaN for every float."""
+    return with_nan(release)
+
+
+@pytest.fixture(scope="session")
+def bare(release: ReportFacts) -> ReportFacts:
+    """A refusal before anything was measured: only data and reasons."""
+    return ReportFacts(
+        name="digits",
+        version=None,
+        created=release.created,
+        released=False,
+        headline="Class 7 has no row in the gate part.",
+        reasons=(),
+        task=release.task,
+        data=DataFacts("folder:images", 12, 3, 0, 1, {}, {}, DIGEST, 0),
+    )

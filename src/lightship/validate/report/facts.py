@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +27,10 @@ __all__ = [
     "VariantFacts",
     "render_json",
 ]
+
+
+# A file name that is not UTF-8 comes with lone surrogates, which no encoding can write.
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def _number(value: float | None) -> Json:
@@ -322,5 +327,6 @@ class ReportFacts:
 
 
 def render_json(facts: ReportFacts) -> str:
-    """Return the JSON twin of the page: indented, the same facts giving the same text, no NaN in it."""
-    return json.dumps(facts.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return the JSON twin of the page: indented, the same facts giving the same text, without NaN; write it as UTF-8."""
+    text = json.dumps(facts.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _SURROGATES.sub("\ufffd", text)

@@ -15,6 +15,7 @@ __all__ = [
     "DASH",
     "count",
     "day",
+    "level",
     "loss",
     "milliseconds",
     "percent",
@@ -95,6 +96,11 @@ def size(size_bytes: int) -> str:
         if value < 999.5:
             return f"{_significant(value)}{_GAP}{unit}"
     return f"{_significant(value / 1000)}{_GAP}TB"
+
+
+def level(confidence: float) -> str:
+    """Return a confidence as ``95 %`` or ``99.5 %``."""
+    return f"{confidence * 100:g}{_GAP}%" if _known(confidence) else DASH
 
 
 def count(value: int) -> str:

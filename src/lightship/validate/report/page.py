@@ -1,13 +1,14 @@
 """The report as one HTML file that needs nothing else: no network, no script, no second file.
 
-Every text of the facts is hostile until escaped: Jinja2 escapes what the template prints, `svg.element` what drawings hold,
-and the content security policy of the page lets nothing run or load even if both failed. The same facts give the
-same bytes. `numerals` rounds, `plots` draws, the template orders; this module only puts them together.
+Each text of the facts is hostile until escaped: Jinja2 escapes what the template prints, `svg.element` what drawings
+hold, and the content security policy of the page lets nothing run or load even if both failed. The same facts give
+the same bytes. `numerals` rounds, `plots` draws, the template orders; this module only puts them together.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +20,8 @@ from markupsafe import Markup
 
 from lightship.types import Json, Verdict
 from lightship.validate.report import numerals
-from lightship.validate.report.facts import ConfusionFacts, ExampleFacts, ReportFacts, VariantFacts
-from lightship.validate.report.plots import F1Plot, confusion_plot, curve_plots, plotted, variant_plot
+from lightship.validate.report.facts import ClassFacts, ConfusionFacts, ExampleFacts, ReportFacts, VariantFacts
+from lightship.validate.report.plots import F1Plot, confusion_plot, curve_plots, plotted, state_of, variant_plot
 from lightship.validate.report.svg import clean
 
 __all__ = ["render_page"]
@@ -49,9 +50,10 @@ def render_page(facts: ReportFacts) -> str:
             chosen_word=chosen_word,
             variant_plot=variant_plot(facts.variants, chosen_word=chosen_word),
             unplotted=[variant.name for variant in facts.variants if not plotted(variant)],
+            states={state_of(variant) for variant in facts.variants if plotted(variant)},
             confidence=_confidence(facts.variants),
             f1_plot=F1Plot(facts.per_class),
-            weakest=min(facts.per_class, key=lambda one: one.f1.estimate, default=None),
+            weakest=_weakest(facts.per_class),
             confusion_plot=confusion_plot(facts.confusion) if facts.confusion else None,
             mistakes=list(_mistakes(facts.confusion)) if facts.confusion else [],
             right=_right(facts.confusion) if facts.confusion else (0, 0),
@@ -82,6 +84,7 @@ def _environment() -> Environment:
         "count": numerals.count,
         "day": numerals.day,
         "plain": numerals.plain,
+        "level": numerals.level,
         "loss": numerals.loss,
         "png": _png,
         "measured": _measured,
@@ -112,7 +115,12 @@ def _icon(facts: ReportFacts) -> str:
 def _confidence(variants: tuple[VariantFacts, ...]) -> str:
     """The confidence of the accuracy intervals, e.g. ``95 %``; empty when there are none or several."""
     levels = {variant.accuracy.confidence for variant in variants if variant.accuracy}
-    return f"{levels.pop() * 100:g}\u202f%" if len(levels) == 1 else ""
+    return numerals.level(levels.pop()) if len(levels) == 1 else ""
+
+
+def _weakest(classes: tuple[ClassFacts, ...]) -> ClassFacts | None:
+    known = [one for one in classes if math.isfinite(one.f1.estimate)]
+    return min(known, key=lambda one: one.f1.estimate, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +193,7 @@ def _as_interval(value: Json) -> str | None:
         return None
     estimate, low, high = (numerals.plain(value[key]) for key in ("estimate", "low", "high"))
     confidence = value["confidence"]
-    level = f"{confidence * 100:g}\u202f%" if isinstance(confidence, int | float) else numerals.plain(confidence)
+    level = numerals.level(confidence) if isinstance(confidence, int | float) else numerals.plain(confidence)
     return f"{estimate} ({low} to {high} at {level}, n = {numerals.plain(value['n'])})"
 
 

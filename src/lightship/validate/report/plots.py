@@ -14,10 +14,20 @@ from markupsafe import Markup
 
 from lightship.types import Verdict
 from lightship.validate.report.facts import ClassFacts, ConfusionFacts, CurveFacts, VariantFacts
-from lightship.validate.report.numerals import milliseconds, percent, percent_range, plain, to_percent
-from lightship.validate.report.svg import Box, Scale, element, nice_ticks, picture, place_labels, shorten, text_width
+from lightship.validate.report.numerals import milliseconds, percent, percent_range, plain
+from lightship.validate.report.svg import (
+    Box,
+    Mark,
+    Scale,
+    element,
+    nice_ticks,
+    picture,
+    place_labels,
+    shorten,
+    text_width,
+)
 
-__all__ = ["LARGEST_MATRIX", "F1Plot", "confusion_plot", "curve_plots", "plotted", "variant_plot"]
+__all__ = ["LARGEST_MATRIX", "F1Plot", "confusion_plot", "curve_plots", "plotted", "state_of", "variant_plot"]
 
 LARGEST_MATRIX = 60
 """With more classes a drawn matrix is dust; the list of the commonest confusions says it better."""
@@ -42,9 +52,9 @@ def variant_plot(variants: Sequence[VariantFacts], *, chosen_word: str) -> Marku
     drawn = sorted((variant for variant in variants if plotted(variant)), key=lambda one: not one.chosen)
     if not drawn:
         return None
-    width, height = 380.0, 290.0
-    frame = Box(46, 24, width - 10, height - 40)
-    across = nice_ticks(0, max(one.latency_p50_ms or 0 for one in drawn) * 1.08)
+    width, height = 380.0, 310.0
+    frame = Box(46, 24, width - 16, height - 40)
+    across = nice_ticks(0, max(one.latency_p50_ms or 0 for one in drawn) * 1.05, about=6)
     lows, highs = (
         [one.accuracy.low for one in drawn if one.accuracy],
         [one.accuracy.high for one in drawn if one.accuracy],
@@ -54,7 +64,7 @@ def variant_plot(variants: Sequence[VariantFacts], *, chosen_word: str) -> Marku
     y = Scale(up[0], max(up[-1], *highs), frame.bottom, frame.top)
     marks = [_variant_mark(one, x, y) for one in drawn]
     return picture(
-        _grid(x, y, across, up, frame, y_text=to_percent),
+        _grid(x, y, across, up, frame, y_text=_percent_tick),
         element("text", "Accuracy, %", x=0, y=11, class_="axis-name"),
         element("text", "Latency p50, ms (less is better)", x=frame.right, y=height - 5, class_="axis-name end"),
         *reversed(marks),  # the chosen one last, on top
@@ -72,7 +82,8 @@ def variant_plot(variants: Sequence[VariantFacts], *, chosen_word: str) -> Marku
     )
 
 
-def _state(variant: VariantFacts) -> str:
+def state_of(variant: VariantFacts) -> str:
+    """Return how a variant is drawn: ``chosen``, ``kept`` (it passed, another was chosen) or ``dropped``."""
     return "chosen" if variant.chosen else "kept" if variant.verdict is Verdict.PASSED else "dropped"
 
 
@@ -95,38 +106,43 @@ def _variant_mark(variant: VariantFacts, x: Scale, y: Scale) -> Markup:
             class_="whisker",
         ),
         shape,
-        class_=_state(variant),
+        class_=state_of(variant),
     )
 
 
 def _variant_labels(drawn: Sequence[VariantFacts], x: Scale, y: Scale, frame: Box, chosen_word: str) -> list[Markup]:
     texts = [shorten(one.name, 118, _FONT) + (f" ({chosen_word})" if one.chosen else "") for one in drawn]
-    points = [(x(one.latency_p50_ms or 0), y(one.accuracy.estimate)) for one in drawn if one.accuracy]
-    whiskers = [
-        Box(at - 3, y(one.accuracy.high), at + 3, y(one.accuracy.low))
-        for one, (at, _) in zip(drawn, points, strict=True)
+    marks = [
+        Mark(x(one.latency_p50_ms or 0), y(one.accuracy.estimate), y(one.accuracy.high), y(one.accuracy.low))
+        for one in drawn
         if one.accuracy
     ]
-    marks = [Box(at - 7, middle - 7, at + 7, middle + 7) for at, middle in points]
-    sizes = [(text_width(text, _FONT), _LINE) for text in texts]
-    boxes = place_labels(points, sizes, frame=frame, obstacles=[*whiskers, *marks])
-    labels = []
-    for one, text, box, point in zip(drawn, texts, boxes, points, strict=True):
-        leader = _leader(point, box)
-        label = element("text", text, x=box.left, y=box.bottom - 3, class_="label")
-        labels.append(element("g", leader, label, class_=_state(one)))
-    return labels
+    sizes = [(text_width(text, _FONT, bold=one.chosen), _LINE) for one, text in zip(drawn, texts, strict=True)]
+    boxes = place_labels(marks, sizes, frame=frame)
+    return [
+        element("g", _leader(mark, box), _label(text, mark, box), class_=state_of(one))
+        for one, text, mark, box in zip(drawn, texts, marks, boxes, strict=True)
+    ]
 
 
-def _leader(point: tuple[float, float], box: Box) -> Markup:
+def _label(text: str, mark: Mark, box: Box) -> Markup:
+    """The text in its box, anchored on the side of the mark: there it is exact, whatever the font's true width."""
+    if box.left >= mark.x:
+        return element("text", text, x=box.left, y=box.bottom - 3, class_="label")
+    if box.right <= mark.x:
+        return element("text", text, x=box.right, y=box.bottom - 3, class_="label end")
+    return element("text", text, x=(box.left + box.right) / 2, y=box.bottom - 3, class_="label middle")
+
+
+def _leader(mark: Mark, box: Box) -> Markup:
     """A thin line from a mark to a label that had to move away from it."""
-    near_x = min(max(point[0], box.left), box.right)
-    near_y = min(max(point[1], box.top), box.bottom)
-    distance = math.hypot(near_x - point[0], near_y - point[1])
-    if distance < 14:
+    near_x = min(max(mark.x, box.left), box.right)
+    near_y = min(max(mark.y, box.top), box.bottom)
+    distance = math.hypot(near_x - mark.x, near_y - mark.y)
+    if distance < 14 or mark.distance(box) < 5:  # beside the point, or at an end of its interval
         return Markup()
     start = 6 / distance
-    from_x, from_y = point[0] + (near_x - point[0]) * start, point[1] + (near_y - point[1]) * start
+    from_x, from_y = mark.x + (near_x - mark.x) * start, mark.y + (near_y - mark.y) * start
     return element("path", d=f"M{from_x:.2f} {from_y:.2f}L{near_x:.2f} {near_y:.2f}", class_="leader")
 
 
@@ -154,46 +170,55 @@ def _grid(
     return element("g", *parts, aria_hidden="true")
 
 
+def _percent_tick(share: float) -> str:
+    return f"{share * 100:g}"
+
+
 class F1Plot:
     """One scale for the F1 of all classes: ``axis`` for the table's head, ``row`` for each class.
 
-    The drawings stand in table cells, so that labels of any length and script are laid out by the browser.
+    The drawings stand in table cells, so that labels of any length and script are laid out by the browser; positions
+    are in percent, so that they are as wide as their column.
     """
-
-    WIDTH = 220.0
-    _EDGE = 18.0
 
     def __init__(self, classes: Sequence[ClassFacts]) -> None:
         lows = [one.f1.low for one in classes if math.isfinite(one.f1.low)]
         self._ticks = tuple(tick for tick in nice_ticks(min(lows, default=0.0), 1.0, about=4) if tick <= 1)
-        self._x = Scale(self._ticks[0], self._ticks[-1], self._EDGE, self.WIDTH - self._EDGE)
+        self._scale = Scale(self._ticks[0], self._ticks[-1], 9, 91)
 
     def axis(self) -> Markup:
         """Draw the numbers of the ticks, in percent."""
-        parts = [element("text", to_percent(tick), x=self._x(tick), y=11, class_="tick middle") for tick in self._ticks]
-        return self._strip(*parts, height=14)
+        ticks = [
+            element("text", _percent_tick(tick), x=self._x(tick), y=11, class_="tick middle") for tick in self._ticks
+        ]
+        return self._strip(*ticks, height=14)
 
     def row(self, one: ClassFacts) -> Markup:
-        """Draw the dot of one class on its interval; the cell beside it says the same in numbers."""
-        lines = [element("path", d=f"M{self._x(tick):.2f} 0V22", class_="grid") for tick in self._ticks]
+        """Draw the dot of one class on its interval; the cells beside it say the same in numbers."""
+        lines = [self._rule(tick, 0, 24, "grid") for tick in self._ticks]
         f1 = one.f1
         if not all(math.isfinite(value) for value in (f1.estimate, f1.low, f1.high)):
-            return self._strip(*lines, height=22)
-        low, high = self._x(max(f1.low, self._ticks[0])), self._x(min(f1.high, 1))
-        whisker = element("path", d=f"M{low:.2f} 11H{high:.2f}M{low:.2f} 7.5v7M{high:.2f} 7.5v7", class_="whisker")
-        dot = element("circle", cx=self._x(f1.estimate), cy=11, r=4.5, class_="mark")
-        return self._strip(*lines, element("g", whisker, dot, class_="kept"), height=22)
+            return self._strip(*lines, height=24)
+        low, high = self._x(f1.low), self._x(f1.high)
+        mark = element(
+            "g",
+            element("line", x1=low, x2=high, y1=12, y2=12, class_="whisker"),
+            self._rule(f1.low, 8.5, 15.5, "whisker"),
+            self._rule(f1.high, 8.5, 15.5, "whisker"),
+            element("circle", cx=self._x(f1.estimate), cy=12, r=4.5, class_="mark"),
+            class_="kept",
+        )
+        return self._strip(*lines, mark, height=24)
+
+    def _x(self, value: float) -> str:
+        inside = min(max(value, self._ticks[0]), self._ticks[-1])
+        return f"{self._scale(inside):.2f}%"
+
+    def _rule(self, value: float, top: float, bottom: float, kind: str) -> Markup:
+        return element("line", x1=self._x(value), x2=self._x(value), y1=top, y2=bottom, class_=kind)
 
     def _strip(self, *children: Markup, height: float) -> Markup:
-        return element(
-            "svg",
-            *children,
-            class_="plot strip",
-            viewBox=f"0 0 {self.WIDTH:g} {height:g}",
-            width=self.WIDTH,
-            height=height,
-            aria_hidden="true",
-        )
+        return element("svg", *children, class_="plot strip", width="100%", height=height, aria_hidden="true")
 
 
 def confusion_plot(confusion: ConfusionFacts) -> Markup | None:
@@ -205,8 +230,8 @@ def confusion_plot(confusion: ConfusionFacts) -> Markup | None:
     if not labels or len(labels) > LARGEST_MATRIX:
         return None
     many = len(labels)
-    font = _FONT if many <= 14 else 9.0
-    cell = max(56.0 - 6 * many, 29.0) if many <= 12 else 24.0
+    font = _FONT if many <= 14 else 8.5
+    cell = max(80.0 - 9 * many, 29.0) if many <= 12 else 24.0 if many <= 30 else 18.0
     names = [shorten(label, 92 if many > 2 else 120, font) for label in labels]
     widest = max(text_width(name, font) for name in names)
     upright = widest <= cell - 4
@@ -259,7 +284,7 @@ def confusion_plot(confusion: ConfusionFacts) -> Markup | None:
 def _shade(row: int, column: int, count: int, row_sum: int, worst: int) -> str:
     if row == column:
         return f"right-{math.ceil(4 * count / row_sum)}"
-    return f"wrong-{math.ceil(4 * math.sqrt(count / worst))}"  # the root keeps single mistakes visible
+    return f"wrong-{math.ceil(4 * count / worst)}"
 
 
 def _cell(count: int, x: float, y: float, *, side: float, font: float, shade: str) -> Markup:
@@ -349,12 +374,12 @@ def _curve_plot(
         if last > first
         else Scale(first - 1, first + 1, frame.left, frame.right)
     )
-    say = to_percent if percent_axis else "{:g}".format
+    say = _percent_tick if percent_axis else "{:g}".format
     return picture(
         _grid(x, y, across, up, frame, y_text=say, x_grid=False),
         element("text", axis_name, x=0, y=11, class_="axis-name"),
         element("text", "Epoch", x=frame.right, y=height - 4, class_="axis-name end"),
-        *_best_epoch(curves.best_epoch, x, frame),
+        *(_best_epoch(curves.best_epoch, x, frame) if curves.best_epoch in curves.epochs else ()),
         _line(curves.epochs, train, x, y, "train"),
         _line(curves.epochs, validation, x, y, "validation"),
         *_line_names(train, validation, y, frame),

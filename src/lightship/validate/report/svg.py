@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["Box", "Scale", "clean", "element", "nice_ticks", "picture", "place_labels", "shorten", "text_width"]
+__all__ = ["Box", "Mark", "Scale", "clean", "element", "nice_ticks", "picture", "place_labels", "shorten", "text_width"]
 
 # Lone surrogates (a file name that is not UTF-8) cannot be written; control characters and bidirectional overrides make
 # a page show something else than it says. Isolates and marks that Arabic or Hebrew text needs stay.
@@ -92,9 +92,9 @@ def nice_ticks(low: float, high: float, *, about: int = 5) -> tuple[float, ...]:
     return tuple(round(index * step, decimals) for index in range(first, last + 1))
 
 
-def text_width(text: str, font_size: float) -> float:
+def text_width(text: str, font_size: float, *, bold: bool = False) -> float:
     """Return about how wide ``text`` is, in the unit of ``font_size``."""
-    return font_size * sum(_em(character) for character in text)
+    return font_size * sum(_em(character) for character in text) * (1.15 if bold else 1)
 
 
 def _em(character: str) -> float:
@@ -141,43 +141,63 @@ class Box:
         return (self.right - self.left) * (self.bottom - self.top) - self.overlap(frame)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point with its interval, to be labeled: centered on (x, y), the interval from ``top`` down to ``bottom``."""
+
+    x: float
+    y: float
+    top: float
+    bottom: float
+
+    def boxes(self) -> tuple[Box, Box]:
+        """Return what the point covers, and what its interval covers."""
+        point = Box(self.x - _MARK_RADIUS, self.y - _MARK_RADIUS, self.x + _MARK_RADIUS, self.y + _MARK_RADIUS)
+        return point, Box(self.x - 3, self.top, self.x + 3, self.bottom)
+
+    def distance(self, box: Box) -> float:
+        """Return how far the nearest place of the point or its interval is from ``box``."""
+        across = self.x - min(max(self.x, box.left), box.right)
+        down = max(0.0, box.top - self.bottom, self.top - box.bottom)
+        return math.hypot(across, down)
+
+
+_MARK_RADIUS = 7.0
 _DIRECTIONS = ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1))
+_REACHES = (9.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0, 114.0, 136.0)
 
 
-def place_labels(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    *,
-    frame: Box,
-    obstacles: Sequence[Box],
-) -> tuple[Box, ...]:
-    """Return one box a label, near its point, away from the other labels and from ``obstacles``, inside ``frame``.
+def place_labels(marks: Sequence[Mark], sizes: Sequence[tuple[float, float]], *, frame: Box) -> tuple[Box, ...]:
+    """Return one box of the given (width, height) a label: near its mark, off the other labels and marks, in ``frame``.
 
-    Greedy: the first label gets the best place, so give the most important point first. Each tries eight directions in
-    widening rings and takes the cheapest place; two labels on one another cost more than anything else.
+    Greedy: the first label gets the best place, so give the most important mark first. Each tries eight directions in
+    widening rings, and both ends of its interval, and takes the cheapest: two labels on one another cost most.
     """
     placed: list[Box] = []
-    for point, size in zip(points, sizes, strict=True):
-        candidates = _around(point, size)
-        costs = [_cost(box, reach, placed=placed, frame=frame, obstacles=obstacles) for box, reach in candidates]
+    for mark, size in zip(marks, sizes, strict=True):
+        candidates = _around(mark, size)
+        others = [other for other in marks if other is not mark]
+        costs = [_cost(box, mark, placed=placed, others=others, frame=frame) + reach for box, reach in candidates]
         placed.append(candidates[costs.index(min(costs))][0])
     return tuple(placed)
 
 
-def _around(point: tuple[float, float], size: tuple[float, float]) -> list[tuple[Box, float]]:
-    x, y = point
+def _around(mark: Mark, size: tuple[float, float]) -> list[tuple[Box, float]]:
+    """Places for a label, each with a price that grows with the way from the mark."""
     width, height = size
-    found = []
-    for reach in (9.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0, 114.0, 136.0):
+    centers = [(mark.x, mark.top - 3 - height / 2, 12.0), (mark.x, mark.bottom + 3 + height / 2, 12.0)]
+    for reach in _REACHES:
         for across, down in _DIRECTIONS:
-            away = reach if not (across and down) else reach * 0.75
-            center_x, center_y = x + across * (away + width / 2), y + down * (away + height / 2)
-            box = Box(center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2)
-            found.append((box, reach))
-    return found
+            away = reach * 0.75 if across and down else reach
+            centers.append((mark.x + across * (away + width / 2), mark.y + down * (away + height / 2), reach))
+    return [(Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2), price) for x, y, price in centers]
 
 
-def _cost(box: Box, reach: float, *, placed: Sequence[Box], frame: Box, obstacles: Sequence[Box]) -> float:
-    labels = sum(box.overlap(other) for other in placed)
-    marks = sum(box.overlap(other) for other in obstacles)
-    return labels * 100 + box.outside(frame) * 100 + marks * 2 + reach
+def _cost(box: Box, mark: Mark, *, placed: Sequence[Box], others: Sequence[Mark], frame: Box) -> float:
+    cost = 100 * (sum(box.overlap(other) for other in placed) + box.outside(frame))
+    for other in (mark, *others):
+        point, interval = other.boxes()
+        cost += 2 * box.overlap(point) + box.overlap(interval)
+    if any(other.distance(box) < mark.distance(box) for other in others):
+        cost += 40  # it would be read as the name of its neighbor
+    return cost

@@ -1,0 +1,119 @@
+"""The page as a real browser shows it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from lightship.validate.report.facts import ReportFacts
+from lightship.validate.report.page import render_page
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LABELS = """plot => [...document.querySelectorAll(plot)].map(text => {
+    const {left, top, right, bottom} = text.getBoundingClientRect();
+    return {text: text.textContent, left, top, right, bottom};
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page with what it asked for and complained about."""
+
+    def __init__(self, browser: Browser, path: Path, *, width: int = 1280) -> None:
+        self.page: Page = browser.new_page(viewport={"width": width, "height": 800})
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def overflow(self) -> int:
+        """Return by how many pixels the page is wider than the screen."""
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+@pytest.mark.parametrize(("kind", "width"), [("release", 360), ("release", 1280), ("refusal", 360), ("hostile", 360)])
+def test_page_fits_the_screen_and_keeps_to_itself(
+    kind: str, width: int, browser: Browser, release: ReportFacts, refusal: ReportFacts, release_of, say, tmp_path: Path
+) -> None:
+    """No sideways scrolling, no complaint, no request beyond the file itself, and every section has a height."""
+    facts = {
+        "release": release,
+        "refusal": refusal,
+        "hostile": say(release_of(tuple(map(str, range(50)))), "<script>alert(1)</script>猫🐶" + "W" * 180),
+    }[kind]
+    path = tmp_path / "report.html"
+    path.write_text(render_page(facts), encoding="utf-8")
+
+    opened = Opened(browser, path, width=width)
+
+    assert opened.overflow() == 0
+    assert opened.complaints == []
+    assert [url for url in opened.requests if not url.startswith("data:")] == [path.as_uri()]
+    heights = opened.page.evaluate("[...document.querySelectorAll('section')].map(one => one.offsetHeight)")
+    assert len(heights) == 9
+    assert min(heights) > 50
+    opened.page.close()
+
+
+def test_light_and_dark_differ(browser: Browser, release: ReportFacts, tmp_path: Path) -> None:
+    """The page follows the system's color scheme."""
+    path = tmp_path / "report.html"
+    path.write_text(render_page(release), encoding="utf-8")
+    page = Opened(browser, path).page
+    grounds = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    page.close()
+    assert grounds == ["rgb(255, 255, 255)", "rgb(16, 22, 28)"]
+
+
+def test_labels_of_a_crowded_plot_keep_apart(browser: Browser, release: ReportFacts, crowd, tmp_path: Path) -> None:
+    """With the fonts of this machine no label of eight variants covers another, and no text leaves its drawing."""
+    path = tmp_path / "report.html"
+    path.write_text(render_page(replace(release, variants=crowd)), encoding="utf-8")
+    opened = Opened(browser, path)
+
+    labels = opened.page.evaluate(LABELS, ".variants-plot .label")
+    assert len(labels) == 8
+    for index, one in enumerate(labels):
+        for other in labels[index + 1 :]:
+            apart = (
+                one["right"] <= other["left"] + 1
+                or other["right"] <= one["left"] + 1
+                or one["bottom"] <= other["top"] + 3  # boxes hold room for accents above the letters
+                or other["bottom"] <= one["top"] + 3
+            )
+            assert apart, (one["text"], other["text"])
+    for plot in ("variants-plot", "loss-plot", "accuracy-plot", "confusion-plot"):
+        (frame,) = opened.page.evaluate(LABELS, f"svg.{plot}")
+        for text in opened.page.evaluate(LABELS, f"svg.{plot} text"):
+            assert frame["left"] - 1 <= text["left"]
+            assert text["right"] <= frame["right"] + 1
+    opened.page.close()
