@@ -1,0 +1,69 @@
+"""``lightship keys``: the API keys that a server of this home accepts."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+__all__ = ["keys"]
+
+
+@click.group()
+def keys() -> None:
+    """Create, list and revoke the keys that a server accepts.
+
+    A server asks for `Authorization: Bearer KEY`. It sees a change here within a second.
+    """
+
+
+@keys.command()
+@click.option(
+    "--role",
+    type=click.Choice(["infer", "read", "admin"]),
+    default="infer",
+    show_default=True,
+    help="infer: ask models. read: see state and metrics. admin: everything.",
+)
+@click.option("--note", default="", help="Whose key it is, for the list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def create(role: str, note: str, as_json: bool) -> None:
+    """Make a key and print it, once: only its digest is kept."""
+    from lightship.data.home import Home
+    from lightship.serve.access import KeyFile, Role
+
+    record, text = KeyFile(Home.from_environment().ensure().keys).create(Role(role), note=note)
+    if as_json:
+        click.echo(json.dumps({"id": record.id, "role": record.role, "key": text}))
+    else:
+        click.echo(text)
+        click.echo(f"Key {record.id} with the role {record.role}. It is shown only now.", err=True)
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def list_(as_json: bool) -> None:
+    """List ids, roles and notes; the keys themselves are kept nowhere."""
+    from lightship.data.home import Home
+    from lightship.serve.access import KeyFile
+
+    records = KeyFile(Home.from_environment().keys).records()
+    if as_json:
+        rows = [{"id": r.id, "role": r.role, "created": r.created, "note": r.note} for r in records]
+        click.echo(json.dumps({"keys": rows}))
+        return
+    for record in records:
+        click.echo(f"{record.id}  {record.role:<5}  {record.created}  {record.note}".rstrip())
+    if not records:
+        click.echo("There are no keys. `lightship keys create` makes one.", err=True)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+def revoke(key_id: str) -> None:
+    """Revoke the key with this ID."""
+    from lightship.data.home import Home
+    from lightship.serve.access import KeyFile
+
+    record = KeyFile(Home.from_environment().keys).revoke(key_id)
+    click.echo(f"Key {record.id} ({record.role}) is revoked.", err=True)

@@ -1,0 +1,149 @@
+"""The control plane: health, metrics and state on a port of its own, in a thread with its own event loop.
+
+So that overload of the data plane never hides the server's health (RELIABILITY R-25). Starlette on uvicorn: nothing
+here is on the path of a prediction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lightship.errors import Forbidden, LightshipError, status_of
+from lightship.serve.access import OPEN, Access, Role, Roles
+from lightship.serve.metrics import RequestFigures, registry_of
+from lightship.serve.model import ServedModel
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+__all__ = ["ControlPlane", "Watched", "control_app"]
+
+_READ = frozenset({Role.READ})
+_START_S = 10.0
+
+
+class Watched(Protocol):
+    """What the control plane sees of a server."""
+
+    models: tuple[ServedModel, ...]
+    requests: RequestFigures
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models answer."""
+
+
+def control_app(server: Watched, access: Access) -> Starlette:
+    """Return the application of the control plane. Liveness and readiness are open, the rest needs ``read``."""
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    registry = registry_of(server.requests, server.models)
+
+    async def livez(_request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def readyz(_request: Request) -> Response:
+        return JSONResponse({"ready": server.ready}, status_code=200 if server.ready else 503)
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def models(_request: Request) -> Response:
+        return JSONResponse({"models": [_state(model) for model in server.models]})
+
+    async def failed(_request: Request, error: Exception) -> Response:
+        headers = {"www-authenticate": "Bearer"} if status_of(error).http == 401 else None
+        return JSONResponse({"error": str(error)}, status_code=status_of(error).http, headers=headers)
+
+    def route(path: str, handle: Callable[[Request], Awaitable[Response]], roles: Roles) -> Route:
+        async def checked(request: Request) -> Response:
+            if "origin" in request.headers:
+                raise Forbidden("Requests from web pages (with an Origin header) are not taken here.")
+            access.check(request.headers.get("authorization"), roles)
+            return await handle(request)
+
+        return Route(path, checked, methods=["GET"])
+
+    routes = [
+        route("/livez", livez, OPEN),
+        route("/readyz", readyz, OPEN),
+        route("/metrics", metrics, _READ),
+        route("/models", models, _READ),
+    ]
+    return Starlette(routes=routes, exception_handlers={LightshipError: failed})
+
+
+def _state(model: ServedModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "version": model.source.version,
+        "bundle": model.source.bundle,
+        "variant": model.source.variant.name,
+        "state": str(model.state),
+        "worker_pid": model.worker_pid,
+        "worker_deaths": model.deaths,
+        "largest_batch": model.source.batch_rows or 1,
+        "waiting": model.waiting,
+        "running": model.running,
+    }
+
+
+class ControlPlane:
+    """Runs the control plane on a listening socket."""
+
+    def __init__(self, server: Watched, *, access: Access, sock: socket.socket) -> None:
+        self._server = server
+        self._access = access
+        self._sock = sock
+        self._uvicorn: Any = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control-plane", daemon=True)
+
+    async def start(self) -> None:
+        """Start the thread and wait until it serves."""
+        self._thread.start()
+        if not await asyncio.to_thread(self._started.wait, _START_S):
+            raise LightshipError(f"The control plane did not start within {_START_S:g} s. The log tells why.")
+
+    async def stop(self) -> None:
+        """Stop the thread."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        await asyncio.to_thread(self._thread.join, 2.0)
+
+    def _run(self) -> None:
+        import uvicorn
+
+        class _Uvicorn(uvicorn.Server):
+            async def startup(inner, sockets: list[socket.socket] | None = None) -> None:  # noqa: N805
+                await super().startup(sockets)
+                self._started.set()
+
+        config = uvicorn.Config(
+            control_app(self._server, self._access),
+            log_config=None,
+            access_log=False,
+            loop="asyncio",
+            http="httptools",
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            limit_concurrency=64,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=1,
+        )
+        self._uvicorn = _Uvicorn(config)
+        try:
+            self._uvicorn.run(sockets=[self._sock])
+        except Exception:
+            logging.getLogger(__name__).exception("the control plane failed")

@@ -1,0 +1,209 @@
+"""One dispatcher for all routes of all contracts: it finds the route, and decides who may pass. Default: nobody.
+
+A route cannot be registered without saying which roles it is for. An unknown path is answered 401 without a key, so a
+stranger cannot tell what there is. Paths are compared as they came: nothing is decoded, joined or rebuilt from the
+Host header, so there is one opinion on where a request goes (RELIABILITY R-20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lightship.errors import Forbidden, InvalidInput, NotFound
+from lightship.serve.access import OPEN, Access, ApiKey, Roles
+from lightship.serve.http import Head, HttpRefused, Response, error_response
+
+__all__ = ["Contract", "Dispatcher", "Exchange", "Route"]
+
+
+class Exchange:
+    """One request and the way to answer it. Used on the event loop only.
+
+    Attributes:
+        params: what stood at the named places of the route's pattern.
+        body: complete when the route's ``handle`` is called, empty in ``admit``.
+        arrived_s: monotonic time of the head's arrival.
+        deadline_s: monotonic time after which the answer is of no use.
+        contract, model: bounded words for logs and metrics; the route's handler fills in the model.
+    """
+
+    __slots__ = (
+        "_on_answer",
+        "_on_gone",
+        "arrived_s",
+        "body",
+        "contract",
+        "deadline_s",
+        "gone",
+        "head",
+        "key",
+        "model",
+        "params",
+    )
+
+    def __init__(self, head: Head, *, arrived_s: float, on_answer: Callable[[Response], None]) -> None:
+        self.head = head
+        self.params: Mapping[str, str] = {}
+        self.body: bytes = b""
+        self.key: ApiKey | None = None
+        self.arrived_s = arrived_s
+        self.deadline_s = float("inf")
+        self.contract = ""
+        self.model = ""
+        self.gone = False
+        self._on_answer: Callable[[Response], None] | None = on_answer
+        self._on_gone: Callable[[], None] | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer, or nobody left to take one."""
+        return self._on_answer is None
+
+    def answer(self, response: Response) -> None:
+        """Send the answer. Without effect if there is one already, or if the client has gone."""
+        send, self._on_answer, self._on_gone = self._on_answer, None, None
+        if send is not None:
+            send(response)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error."""
+        self.answer(error_response(error))
+
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` if the client goes before there is an answer."""
+        self._on_gone = callback
+
+    def client_gone(self) -> None:
+        """The client has gone: forget the answer, tell whoever works on it."""
+        self.gone = True
+        callback, self._on_answer, self._on_gone = self._on_gone, None, None
+        if callback is not None:
+            callback()
+
+
+Handle = Callable[[Exchange], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method and a path pattern such as ``/v2/models/{model}/infer``, whom it is for, and what answers it.
+
+    Attributes:
+        roles: a key needs one of them; ``OPEN`` for the two health questions.
+        handle: called with the whole body; answers now or later, through the exchange.
+        admit: called when only the head is there; raises to refuse before a body is read.
+    """
+
+    method: str
+    pattern: str
+    roles: Roles
+    handle: Handle
+    admit: Handle | None = None
+    contract: str = ""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("GET", "POST") or not self.pattern.startswith("/"):
+            raise InvalidInput(f"A route needs the method GET or POST and a path. Got {self.method} {self.pattern!r}.")
+        if self.roles is not OPEN and not self.roles:
+            raise InvalidInput(f"The route {self.pattern!r} must name roles, or be OPEN on purpose.")
+
+
+class Contract(Protocol):
+    """A wire protocol: the routes that it answers. Registered under the entry point group ``lightship.contracts``."""
+
+    name: str
+
+    def routes(self) -> Sequence[Route]:
+        """Return the routes."""
+
+
+@dataclass(slots=True)
+class _Node:
+    children: dict[str, _Node] = field(default_factory=dict)
+    parameter: tuple[str, _Node] | None = None
+    routes: dict[str, Route] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """Finds the route of a request and lets it pass or not."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._root = _Node()
+        self._routes: list[Route] = []
+
+    def register(self, route: Route) -> None:
+        """Add a route.
+
+        Raises:
+            InvalidInput: the same method and pattern are there already.
+        """
+        node = self._root
+        for segment in route.pattern.split("/")[1:]:
+            if segment.startswith("{"):
+                if node.parameter is None:
+                    node.parameter = (segment[1:-1], _Node())
+                if node.parameter[0] != segment[1:-1]:
+                    raise InvalidInput(f"The route {route.pattern!r} names {segment}, another {node.parameter[0]!r}.")
+                node = node.parameter[1]
+            else:
+                node = node.children.setdefault(segment, _Node())
+        if route.method in node.routes:
+            raise InvalidInput(f"Two contracts want {route.method} {route.pattern}.")
+        node.routes[route.method] = route
+        self._routes.append(route)
+
+    def __iter__(self) -> Iterator[Route]:
+        """Iterate over the live routes, for tests and for people."""
+        return iter(self._routes)
+
+    def admit(self, exchange: Exchange) -> Route:
+        """Return the route of a request whose head is there, or refuse the request.
+
+        Raises:
+            Unauthenticated, Forbidden: the key.
+            NotFound, HttpRefused: no such path; no such method there.
+            LightshipError: what the route's own ``admit`` says, e.g. ``Overloaded``.
+        """
+        head = exchange.head
+        authorization = head.headers.get("authorization")
+        if "origin" in head.headers:
+            # No page of another site may use a key or a loopback address that its visitor's browser can reach.
+            raise Forbidden("Requests from web pages (with an Origin header) are not taken here.")
+        params: dict[str, str] = {}
+        node = self._find(head.path, params)
+        route = node.routes.get("GET" if head.method == "HEAD" else head.method) if node else None
+        if route is None:
+            self._access.authenticate(authorization)
+            raise self._no_route(head, node)
+        exchange.key = self._access.check(authorization, route.roles)
+        exchange.params = params
+        exchange.contract = route.contract
+        if route.admit is not None:
+            route.admit(exchange)
+        return route
+
+    def _find(self, path: str, params: dict[str, str]) -> _Node | None:
+        node = self._root
+        for segment in path.split("/")[1:]:
+            child = node.children.get(segment)
+            if child is None:
+                if node.parameter is None or not segment:
+                    return None
+                params[node.parameter[0]] = segment
+                child = node.parameter[1]
+            node = child
+        return node if node.routes else None
+
+    @staticmethod
+    def _no_route(head: Head, node: _Node | None) -> Exception:
+        if node is None:
+            return NotFound("There is nothing at this path. GET /v2 tells what this server speaks.")
+        allowed = sorted({*node.routes, *({"HEAD"} if "GET" in node.routes else ())})
+        return HttpRefused(
+            405,
+            f"This path takes {' and '.join(allowed)}. Got {head.method}.",
+            headers=(("allow", ", ".join(allowed)),),
+        )

@@ -1,0 +1,518 @@
+"""The data plane's own asyncio protocol: bytes of a connection in, answers out, everything bounded and clocked.
+
+A connection is in one state at a time: waiting for a head, reading a body, waiting for the answer, writing it. One
+timer per connection guards the state's clock; the hot path only moves a deadline, it does not touch the timer.
+A request is refused by its head alone where that is possible, before its body is read. After such a refusal the
+connection closes: what follows on it is a body that nobody wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+from lightship.errors import LightshipError, Unavailable
+from lightship.serve.dispatch import Dispatcher, Exchange, Route
+from lightship.serve.http import (
+    Chunked,
+    Head,
+    HttpRefused,
+    Response,
+    error_response,
+    parse_head,
+    too_large,
+    write_response,
+)
+from lightship.serve.limits import Clocks, Limits
+
+__all__ = ["Connection", "Front", "Served"]
+
+log = logging.getLogger(__name__)
+
+_HIGH_WATER_BYTES = 256 * 1024
+_TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
+_PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_SKIPPED_BYTES = 64 * 1024
+_LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
+
+Served = Callable[[Exchange, Response, float], None]
+"""Called after each answer with its exchange and the seconds since the head came: for metrics and the access log."""
+
+
+class Front:
+    """What all connections of one server share: routes, limits, clocks, the set of them, and whether it is ending."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        limits: Limits | None = None,
+        clocks: Clocks | None = None,
+        served: Served | None = None,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.limits = limits or Limits()
+        self.clocks = clocks or Clocks()
+        self.served = served
+        self.connections: set[Connection] = set()
+        self.closing = False
+        self.last_answers = False  # every answer from now on is the last on its connection
+        self._all_gone = asyncio.Event()
+        self._id_prefix = secrets.token_hex(6)
+        self._ids = 0
+        self._date = (0, "")
+
+    def connection(self) -> Connection:
+        """Return the protocol of a new connection; the factory for ``loop.create_server``."""
+        return Connection(self, asyncio.get_running_loop())
+
+    def new_request_id(self) -> str:
+        """Return an id for a request that brings none: unique on this server, without a random draw each."""
+        self._ids += 1
+        return f"{self._id_prefix}-{self._ids:x}"
+
+    def date(self, wall_s: float) -> str:
+        """Return the Date header of this second."""
+        second = int(wall_s)
+        if second != self._date[0]:
+            self._date = (second, formatdate(second, usegmt=True))
+        return self._date[1]
+
+    def forget(self, connection: Connection) -> None:
+        """Drop a closed connection."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._all_gone.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Close idle connections now and the others after their answer; return whether all ended in time."""
+        self.closing = self.last_answers = True
+        for connection in tuple(self.connections):
+            connection.end_soon()
+        if self.connections:
+            self._all_gone.clear()
+            try:
+                await asyncio.wait_for(self._all_gone.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        for connection in tuple(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client connection."""
+
+    def __init__(self, front: Front, loop: asyncio.AbstractEventLoop) -> None:
+        self._front = front
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._buffer = bytearray()
+        self._exchange: Exchange | None = None
+        self._route: Route | None = None
+        self._chunked: Chunked | None = None
+        self._body_left = 0
+        self._body: list[bytes] = []
+        self._closing = False
+        self._eof = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._discarding = False
+        self._deadline_s = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0
+        self._fresh = True  # nothing was asked yet on this connection
+        self._skip_left = 0  # bytes of a refused body that are still to come, to be dropped
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a new connection, or turn it away at the limit."""
+        self._transport = transport  # type: ignore[assignment]  # a stream server's transports are Transports
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        front = self._front
+        if len(front.connections) >= front.limits.connections or front.closing:
+            self._write(error_response(Unavailable("The server has as many connections as it takes.")), close=True)
+            self._transport.close()
+            self._closing = True
+            return
+        front.connections.add(self)
+        self._await_until(front.clocks.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Drop what is under way for this client."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+        self._front.forget(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes: of a head, of a body, or of requests to come."""
+        if self._discarding or self._closing:
+            return
+        if self._exchange is None and not self._buffer and not self._fresh and not self._skip_left:
+            # The absolute clock of a head starts with its first byte; for the first head, with the connection.
+            self._await_until(self._front.clocks.head_s)
+        self._buffer += data
+        self._advance(progress=True)
+
+    def eof_received(self) -> bool:
+        """Take the end of what the client sends.
+
+        A client that only ended its own side still gets its answer. One that has gone altogether looks the same at
+        this point; a probe tells them apart, so that its work can be dropped.
+        """
+        self._eof = True
+        if self._exchange is None or self._route is None or self._reading_body():
+            self._close()
+            return False
+        if not self._exchange.head.http_1_0:
+            self._probe(0)
+        return True
+
+    def pause_writing(self) -> None:
+        """Note that the client takes its answer slowly; a clock runs on it."""
+        self._writing_paused = True
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._await_until(self._front.clocks.write_s)
+
+    def resume_writing(self) -> None:
+        """Go on with the next request."""
+        self._writing_paused = False
+        if self._exchange is None and not self._closing:
+            self._await_until(self._front.clocks.idle_s)
+            self._advance(progress=False)
+
+    # The request's side
+
+    def _advance(self, *, progress: bool) -> None:
+        try:
+            while not self._closing and not self._writing_paused:
+                if self._skip_left:
+                    if not self._skip():
+                        break
+                elif self._exchange is None:
+                    if not self._take_head():
+                        break
+                elif self._reading_body():
+                    if not self._take_body(progress=progress):
+                        break
+                else:
+                    break
+        except LightshipError as exc:
+            self._refuse(exc)
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        # While an answer is awaited, later requests are held up to a bound; then the socket's own flow control works.
+        too_much = len(self._buffer) > self._front.limits.ahead_bytes
+        waiting = (self._exchange is not None and not self._reading_body()) or self._writing_paused
+        if waiting and too_much and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        elif self._reading_paused and not (waiting and too_much) and not self._closing:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _take_head(self) -> bool:
+        buffer = self._buffer
+        while buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: an empty line before a request is passed over
+            del buffer[:2]
+        limit = self._front.limits.head_bytes
+        end = buffer.find(b"\r\n\r\n", 0, limit)
+        if end < 0:
+            if len(buffer) >= limit:
+                raise self._head_too_large(limit)
+            if b"\n\n" in buffer or b"\n\r\n" in buffer:
+                raise HttpRefused(400, "A header line must end with CR LF. Got a bare LF.")
+            return False
+        data = bytes(buffer[: end + 4])
+        del buffer[: end + 4]
+        head = parse_head(data, self._front.limits, new_request_id=self._front.new_request_id())
+        self._begin(head)
+        return True
+
+    def _head_too_large(self, limit: int) -> HttpRefused:
+        line_end = self._buffer.find(b"\r\n")
+        if line_end < 0 or line_end > self._front.limits.target_bytes + 64:
+            return HttpRefused(414, f"A request target has at most {self._front.limits.target_bytes} bytes.")
+        return HttpRefused(431, f"The head of a request has at most {limit} bytes.")
+
+    def _skip(self) -> bool:
+        """Drop what has come of a refused body; return whether all of it has."""
+        dropped = min(len(self._buffer), self._skip_left)
+        del self._buffer[:dropped]
+        self._skip_left -= dropped
+        if not self._skip_left:
+            self._await_until(self._front.clocks.idle_s)
+        return not self._skip_left
+
+    def _begin(self, head: Head) -> None:
+        self._fresh = False
+        now = self._loop.time()
+        exchange = Exchange(head, arrived_s=now, on_answer=self._answer)
+        self._exchange = exchange
+        self._route = None
+        exchange.deadline_s = now + _request_timeout_s(head, self._front.clocks)
+        if head.body_bytes is not None and head.body_bytes > self._front.limits.body_bytes:
+            raise too_large(head.body_bytes, self._front.limits)
+        self._route = self._front.dispatcher.admit(exchange)
+        has_body = head.body_bytes is None or head.body_bytes > 0
+        if has_body and head.method != "POST":
+            raise HttpRefused(400, f"A {head.method} request has no body here.")
+        if has_body and head.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HttpRefused(415, "Compressed bodies are not taken here. Send without Content-Encoding.")
+        if has_body and head.expects_continue and not self._buffer:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not has_body:
+            self._handle(b"")
+        elif head.body_bytes is None:
+            self._chunked = Chunked(self._front.limits)
+            self._await_until(self._front.clocks.body_s)
+        else:
+            self._body_left = head.body_bytes
+            self._await_until(self._front.clocks.body_s)
+
+    def _reading_body(self) -> bool:
+        return self._body_left > 0 or self._chunked is not None
+
+    def _take_body(self, *, progress: bool) -> bool:
+        if self._chunked is not None:
+            body = self._chunked.feed(self._buffer)
+            if body is None:
+                self._body_clock(progress=progress)
+                return False
+            self._chunked = None
+            self._handle(body)
+            return True
+        buffer = self._buffer
+        if len(buffer) <= self._body_left:
+            piece = bytes(buffer)
+            buffer.clear()
+        else:
+            piece = bytes(buffer[: self._body_left])
+            del buffer[: self._body_left]
+        self._body_left -= len(piece)
+        if self._body_left:
+            self._body.append(piece)
+            self._body_clock(progress=progress)
+            return False
+        if self._body:
+            self._body.append(piece)
+            piece = b"".join(self._body)
+            self._body.clear()
+        self._handle(piece)
+        return True
+
+    def _body_clock(self, *, progress: bool) -> None:
+        if progress:
+            self._await_until(self._front.clocks.body_s)
+
+    def _handle(self, body: bytes) -> None:
+        exchange, route = self._exchange, self._route
+        if exchange is None or route is None:
+            return
+        self._deadline_s = float("inf")  # the model's queue answers for the request's deadline from here on
+        exchange.body = body
+        try:
+            route.handle(exchange)
+        except LightshipError as exc:
+            exchange.fail(exc)
+        except Exception as exc:
+            log.exception("request %s failed inside the server", exchange.head.request_id)
+            exchange.fail(exc)
+
+    # Answers
+
+    def _answer(self, response: Response) -> None:
+        exchange = self._exchange
+        if exchange is None or self._closing:
+            return
+        close = self._discarding or self._eof or self._front.last_answers or not exchange.head.keep_alive
+        self._write(response, close=close)
+        if self._front.served is not None:
+            self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
+        self._exchange = self._route = None
+        if close:
+            self._close()
+            return
+        if not self._writing_paused:
+            self._await_until(self._front.clocks.idle_s)
+        if self._buffer:
+            # Not from here: a row of pipelined requests that are answered at once must not nest.
+            self._loop.call_soon(self._next_request)
+
+    def _next_request(self) -> None:
+        if not self._closing and self._exchange is None and not self._writing_paused:
+            if not self._skip_left:
+                self._await_until(self._front.clocks.head_s)
+            self._advance(progress=False)
+
+    def _refuse(self, error: LightshipError) -> None:
+        """Answer an error of the head or of the body.
+
+        The connection goes on if the request was understood and its body is absent or short enough to be read over;
+        a server that has more to do than it can should not have to open connections again as well. Else it closes.
+        """
+        exchange, self._exchange, self._route = self._exchange, None, None
+        if exchange is not None and exchange.answered:
+            return
+        goes_on = exchange is not None and self._can_go_on(exchange.head)
+        if exchange is not None and goes_on:
+            self._skip_left = exchange.head.body_bytes or 0
+        self._body_left, self._chunked = 0, None
+        self._body.clear()
+        response = error_response(error)
+        self._write(response, close=not goes_on, exchange=exchange)
+        if exchange is not None:
+            if self._front.served is not None:
+                self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
+            exchange.client_gone()
+        if not goes_on:
+            self._linger()
+            return
+        self._await_until(self._front.clocks.body_s if self._skip_left else self._front.clocks.idle_s)
+        if self._buffer:
+            self._loop.call_soon(self._next_request)
+
+    def _can_go_on(self, head: Head) -> bool:
+        if self._reading_body() or self._eof or self._front.last_answers or not head.keep_alive:
+            return False
+        # Who expects 100 Continue may send the body after a refusal or not; its next bytes could be either.
+        return head.body_bytes is not None and head.body_bytes <= _SKIPPED_BYTES and not head.expects_continue
+
+    def _linger(self) -> None:
+        # Closing with unread bytes in the socket resets the connection, and the client may lose the answer: half-close,
+        # read and drop for a moment, then close.
+        self._discarding = True
+        self._buffer.clear()
+        if self._eof or not self._transport.can_write_eof():
+            self._close()
+            return
+        self._transport.write_eof()
+        self._await_until(_LINGER_S)
+
+    def _write(self, response: Response, *, close: bool, exchange: Exchange | None = None) -> None:
+        exchange = exchange or self._exchange
+        request_id = exchange.head.request_id if exchange is not None else self._front.new_request_id()
+        parts = write_response(
+            response,
+            request_id=request_id,
+            close=close,
+            date=self._front.date(_wall_s()),
+            head_only=exchange is not None and exchange.head.method == "HEAD",
+        )
+        if len(parts) <= 2 and sum(len(part) for part in parts) <= 16_384:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.writelines(parts)
+
+    # Ends and clocks
+
+    def end_soon(self) -> None:
+        """Close now if nothing is under way, else after the answer."""
+        if self._exchange is None and not self._buffer:
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._closing = True
+        self._transport.abort()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._buffer.clear()
+        self._transport.close()
+        # An answer that the client does not take must not hold the connection for ever.
+        self._await_until(self._front.clocks.write_s)
+
+    def _await_until(self, seconds: float) -> None:
+        now = self._loop.time()
+        self._deadline_s = now + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline_s, self._tick)
+        elif self._timer.when() > self._deadline_s:
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            return
+        if self._loop.time() + 0.001 < self._deadline_s:
+            if self._deadline_s != float("inf"):
+                self._timer = self._loop.call_at(self._deadline_s, self._tick)
+            return
+        self._out_of_time()
+
+    def _out_of_time(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if self._closing or self._discarding or self._writing_paused:
+            if unsent and unsent < self._unsent_bytes and not self._discarding:
+                self._unsent_bytes = unsent
+                self._await_until(self._front.clocks.write_s)
+                return
+            self.abort()
+        elif self._exchange is not None:
+            clocks = self._front.clocks
+            self._refuse(HttpRefused(408, f"The body made no progress for {clocks.body_s:g} s (clock `body_s`)."))
+        elif self._skip_left:
+            self._close()
+        elif self._buffer:
+            self._refuse(
+                HttpRefused(408, f"The head was not there after {self._front.clocks.head_s:g} s (clock `head_s`).")
+            )
+        else:
+            self._close()
+
+    def _probe(self, step: int) -> None:
+        """Find out whether a client that ended its stream has gone altogether.
+
+        An interim answer (RFC 9110 §15.2: any client must read over it) makes the host of a closed socket answer with
+        a reset, which the state of our socket shows. A client that waits for its answer loses nothing.
+        """
+        if self._closing or self._exchange is None:
+            return
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        if sock is None:
+            return
+        if step == 0:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif _tcp_state(sock) == _TCP_CLOSED:
+            self.abort()
+            return
+        self._loop.call_later(_PROBE_S[min(step, len(_PROBE_S) - 1)], self._probe, step + 1)
+
+
+def _tcp_state(sock: Any) -> int:
+    try:
+        return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+    except OSError:
+        return _TCP_CLOSED
+
+
+def _request_timeout_s(head: Head, clocks: Clocks) -> float:
+    given = head.headers.get("x-request-timeout-ms")
+    if given is None:
+        return clocks.request_s
+    longest_ms = int(clocks.longest_request_s * 1000)
+    if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= longest_ms):
+        raise HttpRefused(400, f"The header x-request-timeout-ms must be a whole number in [1, {longest_ms}].")
+    return int(given) / 1000
+
+
+def _wall_s() -> float:
+    import time
+
+    return time.time()

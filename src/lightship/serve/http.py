@@ -1,0 +1,327 @@
+"""HTTP/1.1 without I/O: read the head of a request, frame its body, write an answer.
+
+Strict on purpose: where two programs could read the same bytes as two different requests, the bytes are refused
+(RFC 9112 §11.2, request smuggling). llhttp, through httptools, parses the head; what it lets pass is checked here:
+one Host of valid grammar, no bare LF, no folded header, origin-form targets only. The body is framed by our own
+code, which makes its limits exact and leaves the bytes of the next pipelined request untouched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import httptools
+
+from lightship.errors import InvalidInput, LightshipError, TooLarge, Unavailable, status_of
+from lightship.serve.limits import Limits
+
+__all__ = [
+    "Chunked",
+    "Head",
+    "HttpRefused",
+    "Response",
+    "error_response",
+    "parse_head",
+    "too_large",
+    "write_response",
+]
+
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}
+
+# A name, IPv4 or bracketed IPv6, then an optional port (RFC 9110 §7.2). Percent signs and user names have no use here.
+_HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_ONCE = frozenset({"content-length", "transfer-encoding", "authorization", "inference-header-content-length"})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_END = "\r\n"
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+_LONGEST_CHUNK_LINE = 256  # size and extensions; extensions are read over, nobody uses them
+
+
+class HttpRefused(InvalidInput):
+    """A request that breaks HTTP or a limit of it. It knows its status, for HTTP has more of them than our errors."""
+
+    def __init__(self, status: int, message: str, *, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = tuple(headers)
+
+
+@dataclass(slots=True)
+class Head:
+    """The head of one request.
+
+    Attributes:
+        target: the request target as it came; nothing is decoded, so nothing can decode to something else.
+        path: the target without its query.
+        headers: lower-case names; a header that came more than once is joined by ``", "``.
+        body_bytes: the announced length; ``None`` for a chunked body.
+    """
+
+    method: str
+    target: str
+    path: str
+    headers: Mapping[str, str]
+    keep_alive: bool
+    http_1_0: bool
+    body_bytes: int | None
+    expects_continue: bool
+    request_id: str
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Receives httptools' callbacks."""
+
+    target: bytes = b""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    complete: bool = False
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def parse_head(data: bytes, limits: Limits, *, new_request_id: str) -> Head:
+    """Parse the bytes of one head, which end with an empty line.
+
+    Raises:
+        HttpRefused: they are no request, an ambiguous one, or one over a limit; the connection must be closed after it.
+    """
+    if data.count(b"\n") != data.count(b"\r\n"):
+        raise HttpRefused(400, "A header line must end with CR LF. Got a bare LF.")
+    collector = _Collector()
+    parser = httptools.HttpRequestParser(collector)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer to switch protocols may be ignored (RFC 9110 §7.8); CONNECT is refused as a method below
+    except httptools.HttpParserError as exc:
+        raise HttpRefused(400, f"The request is not valid HTTP: {exc}.") from exc
+    if not collector.complete:
+        raise HttpRefused(400, "The request is not valid HTTP: its head does not end where its empty line is.")
+    if parser.get_http_version() not in ("1.1", "1.0"):
+        raise HttpRefused(505, f"HTTP/1.1 or HTTP/1.0 is spoken here. Got HTTP/{parser.get_http_version()}.")
+    return _checked_head(collector, parser, limits, new_request_id)
+
+
+def _checked_head(
+    collector: _Collector, parser: httptools.HttpRequestParser, limits: Limits, new_request_id: str
+) -> Head:
+    if len(collector.headers) > limits.header_count:
+        raise HttpRefused(431, f"A request has at most {limits.header_count} headers. Got {len(collector.headers)}.")
+    method = parser.get_method().decode("ascii")
+    path = _path_of(method, collector.target, limits)
+    headers: dict[str, str] = {}
+    hosts = 0
+    for raw_name, raw_value in collector.headers:
+        name = raw_name.lower().decode("ascii")
+        value = raw_value.decode("latin-1").strip(" \t")
+        if name == "host":
+            hosts += 1
+            if _HOST.fullmatch(raw_value.strip(b" \t")) is None:
+                raise HttpRefused(400, "The Host header must be a name or an address, with or without a port.")
+        elif name in _ONCE and name in headers:
+            raise HttpRefused(400, f"The header {name} must come once.")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if hosts != 1:
+        raise HttpRefused(400, f"A request must have exactly one Host header. Got {hosts}.")
+    http_1_0 = parser.get_http_version() == "1.0"
+    return Head(
+        method=method,
+        target=collector.target.decode("ascii"),
+        path=path,
+        headers=headers,
+        keep_alive=parser.should_keep_alive(),
+        http_1_0=http_1_0,
+        body_bytes=_body_length(headers, http_1_0=http_1_0),
+        expects_continue=_expects_continue(headers, http_1_0=http_1_0),
+        request_id=_request_id(headers) or new_request_id,
+    )
+
+
+def _path_of(method: str, target: bytes, limits: Limits) -> str:
+    if len(target) > limits.target_bytes:
+        raise HttpRefused(414, f"A request target has at most {limits.target_bytes} bytes. Got {len(target)}.")
+    if method == "CONNECT":
+        raise HttpRefused(405, "CONNECT is not offered here.", headers=(("allow", "GET, HEAD, POST"),))
+    # A target with a host in it would be a second opinion on where the request goes.
+    if not target.startswith(b"/") or b"#" in target or not target.isascii():
+        raise HttpRefused(400, "The request target must be a path that starts with '/', without a fragment.")
+    return target.partition(b"?")[0].decode("ascii")
+
+
+def _body_length(headers: Mapping[str, str], *, http_1_0: bool) -> int | None:
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coding is not None:
+        if length is not None or http_1_0:
+            raise HttpRefused(400, "Transfer-Encoding must not come with Content-Length, nor with HTTP/1.0.")
+        if coding.lower() != "chunked":
+            raise HttpRefused(501, "The only transfer coding taken here is 'chunked'.")
+        return None
+    if length is None:
+        return 0
+    if not (length.isascii() and length.isdigit() and len(length) <= 19):
+        raise HttpRefused(400, "Content-Length must be a decimal number.")
+    return int(length)
+
+
+def _expects_continue(headers: Mapping[str, str], *, http_1_0: bool) -> bool:
+    expect = headers.get("expect")
+    if expect is None or http_1_0:
+        return False
+    if expect.lower() != "100-continue":
+        raise HttpRefused(417, "The only expectation met here is '100-continue'.")
+    return True
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    given = headers.get("x-request-id")
+    # A strange id is replaced, not refused: it comes back in headers and logs, where only plain characters are safe.
+    if given is None or _REQUEST_ID.fullmatch(given.encode("latin-1")) is None:
+        return None
+    return given
+
+
+class Chunked:
+    """Undoes chunked transfer coding (RFC 9112 §7.1), strictly: no trailers, no bare LF, bounded lines and counts."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._chunks = 0
+        self._left = -1  # bytes of the current chunk still to come; -1: its size line comes next
+        self._last = False
+
+    def feed(self, buffer: bytearray) -> bytes | None:
+        """Take what can be taken from the front of ``buffer``; return the whole body once it is there.
+
+        Raises:
+            HttpRefused: the coding is wrong.
+            TooLarge: the body or the number of chunks is over its limit.
+        """
+        while True:
+            if self._left < 0:
+                if not self._take_size_line(buffer):
+                    return None
+            elif self._last:
+                if len(buffer) < 2:
+                    return None
+                if buffer[:2] != b"\r\n":
+                    raise HttpRefused(400, "A chunked body must end with an empty line; trailers are not taken here.")
+                del buffer[:2]
+                return b"".join(self._pieces)
+            elif not self._take_data(buffer):
+                return None
+
+    def _take_size_line(self, buffer: bytearray) -> bool:
+        end = buffer.find(b"\n", 0, _LONGEST_CHUNK_LINE)
+        if end < 0:
+            if len(buffer) >= _LONGEST_CHUNK_LINE:
+                raise HttpRefused(400, f"The line before a chunk has at most {_LONGEST_CHUNK_LINE} bytes.")
+            return False
+        size, _, _extension = bytes(buffer[:end]).partition(b";")
+        if buffer[end - 1 : end] != b"\r" or _CHUNK_SIZE.fullmatch(size.removesuffix(b"\r")) is None:
+            raise HttpRefused(400, "A chunk must start with its size in hexadecimal digits, then CR LF.")
+        del buffer[: end + 1]
+        self._left = int(size, 16)
+        self._last = self._left == 0
+        self._chunks += 1
+        self._size += self._left
+        if self._size > self._limits.body_bytes:
+            raise too_large(self._size, self._limits)
+        if self._chunks > self._limits.chunks + 1:  # the last, empty one is no chunk of data
+            raise TooLarge(f"A body has at most {self._limits.chunks} chunks (limit `chunks`).")
+        return True
+
+    def _take_data(self, buffer: bytearray) -> bool:
+        if self._left:
+            piece = bytes(buffer[: self._left])
+            del buffer[: len(piece)]
+            self._left -= len(piece)
+            self._pieces.append(piece)
+            if self._left:
+                return False
+        if len(buffer) < 2:
+            return False
+        if buffer[:2] != b"\r\n":
+            raise HttpRefused(400, "The data of a chunk must be followed by CR LF.")
+        del buffer[:2]
+        self._left = -1
+        return True
+
+
+def too_large(size: int, limits: Limits) -> TooLarge:
+    """Return the error of a body over the limit."""
+    return TooLarge(
+        f"A request body has at most {limits.body_bytes} bytes (limit `body_bytes`). Got {size} or more. "
+        "Send fewer rows a request."
+    )
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer. ``body`` may be several buffers, which are written one after the other without being joined first."""
+
+    status: int = 200
+    body: Sequence[bytes | memoryview] = (b"",)
+    content_type: str = "application/json"
+    headers: Sequence[tuple[str, str]] = ()
+
+
+def error_response(error: BaseException) -> Response:
+    """Return the answer for an error: ``{"error": "..."}``. What is not ours tells nothing of its insides."""
+    import msgspec
+
+    headers: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, HttpRefused):
+        status, headers = error.status, error.headers
+    else:
+        status = status_of(error).http
+    message = str(error) if isinstance(error, LightshipError) else "The server failed. Its log tells why."
+    if isinstance(error, Unavailable) and status in (429, 503):
+        headers = (*headers, ("retry-after", str(max(1, round(error.retry_after_s)))))
+    if status == 401:
+        headers = (*headers, ("www-authenticate", "Bearer"))
+    return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
+
+
+def write_response(
+    response: Response, *, request_id: str, close: bool, date: str, head_only: bool
+) -> list[bytes | memoryview]:
+    """Return the bytes of an answer: first its head, then its body's buffers (none for an answer to HEAD)."""
+    size = sum(len(part) for part in response.body)
+    fields = "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+    head = (
+        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}\r\n"
+        f"date: {date}\r\ncontent-type: {response.content_type}\r\ncontent-length: {size}\r\n"
+        f"x-request-id: {request_id}\r\n{fields}{'connection: close' + _END if close else ''}{_END}"
+    ).encode("latin-1")
+    return [head] if head_only else [head, *response.body]

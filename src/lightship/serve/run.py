@@ -1,0 +1,72 @@
+"""The process of a server: from a home and names to a running server, and its end. What the command line calls."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+
+from lightship.data.home import Home
+from lightship.serve.request_log import JsonLines
+from lightship.serve.server import Server, ServerOptions, is_loopback
+from lightship.serve.source import read_source
+
+__all__ = ["run_server"]
+
+log = logging.getLogger(__name__)
+
+
+def run_server(
+    home: Home, references: Sequence[str], options: ServerOptions, *, when_ready: Callable[[Server], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; return when what was accepted has been answered.
+
+    Args:
+        references: names as in ``digits``, ``digits@staging``, ``digits:3``.
+        when_ready: called once, when all models have passed their self-test and both ports listen.
+
+    Raises:
+        BundleRefused: a release does not verify, or a model gets a golden example wrong on this machine.
+        LightshipError: a name, a port, a graph.
+    """
+    _prepare_process(options)
+    sources = [read_source(home, reference) for reference in references]
+
+    async def serve() -> None:
+        async with Server(sources, options) as server:
+            server.stop_on_signals()
+            # What was made up to here stays: the collector need not look at it again in the middle of a request.
+            gc.collect()
+            gc.freeze()
+            when_ready(server)
+            await server.until_stopped()
+            log.info("stopping: accepted requests are finished first")
+        log.info("stopped")
+
+    _run(serve)
+
+
+def _run(main: Callable[[], object]) -> None:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())  # type: ignore[arg-type]  # a coroutine
+
+
+def _prepare_process(options: ServerOptions) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    package = logging.getLogger("lightship")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # weights stay in memory
+    if os.geteuid() == 0:
+        log.warning("the server runs as root; give it a user of its own")
+    if not is_loopback(options.host):
+        log.warning("listening on %s without TLS: put it behind something that encrypts", options.host)

@@ -1,0 +1,237 @@
+"""The whole server: models, routes, both ports, and how it starts and stops.
+
+    async with Server(sources, options) as server:
+        await server.until_stopped()
+
+Starting ends when every model has passed its self-test. Stopping: readiness off, a short while in which connections are
+still taken, then no new ones; what was accepted is answered; then the workers end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from lightship.errors import Conflict, InvalidInput, LightshipError, Unavailable
+from lightship.extensions import extension_names, load_extension
+from lightship.serve.access import OPEN, Access, KeyFile
+from lightship.serve.control import ControlPlane
+from lightship.serve.dispatch import Contract, Dispatcher, Exchange, Route
+from lightship.serve.front import Front
+from lightship.serve.http import Response
+from lightship.serve.limits import Clocks, Limits
+from lightship.serve.metrics import RequestFigures
+from lightship.serve.model import Catalog, ServedModel
+from lightship.serve.request_log import RequestLog
+from lightship.serve.source import ModelSource
+
+__all__ = ["Server", "ServerOptions", "is_loopback"]
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How to serve.
+
+    Attributes:
+        port, control_port: 0 is any free port.
+        key_file: ``None`` asks for no keys; then ``host`` must be a loopback address.
+        log_requests: write one line for every request, not only for those that failed inside the server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    control_host: str = "127.0.0.1"
+    control_port: int = 0
+    key_file: KeyFile | None = None
+    limits: Limits = field(default_factory=Limits)
+    clocks: Clocks = field(default_factory=Clocks)
+    log_requests: bool = False
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        for host in (self.host, self.control_host):
+            if self.key_file is None and not is_loopback(host):
+                raise InvalidInput(
+                    f"Without keys (`--auth none`) a server listens on a loopback address only. Got {host!r}. "
+                    "Leave out --auth none, or use --host 127.0.0.1."
+                )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether nobody but this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Server:
+    """Serves models. An async context manager: entering it starts, leaving it drains and stops."""
+
+    def __init__(self, sources: Sequence[ModelSource], options: ServerOptions) -> None:
+        if not sources:
+            raise InvalidInput("A server needs at least one model.")
+        self.options = options
+        self.models = tuple(
+            ServedModel(source, limits=options.limits, clocks=options.clocks, depth=options.depth) for source in sources
+        )
+        self.catalog = Catalog(self.models)
+        self.requests = RequestFigures()
+        self.stopping = False
+        self.host, self.port = options.host, options.port
+        self.control_host, self.control_port = options.control_host, options.control_port
+        self._listener: asyncio.Server | None = None
+        self._control: ControlPlane | None = None
+        self._stop: asyncio.Event
+        self._forced: asyncio.Event
+        self._request_log: RequestLog
+        self.front: Front
+
+    @property
+    def ready(self) -> bool:
+        """Whether all models answer and the server is not being stopped."""
+        return self.catalog.ready and not self.stopping
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._stop, self._forced = asyncio.Event(), asyncio.Event()
+        self._request_log = RequestLog(loop, every=self.options.log_requests)
+        access = Access(self.options.key_file, clock=loop.time)
+        self.front = Front(
+            self._dispatcher(access), limits=self.options.limits, clocks=self.options.clocks, served=self._served
+        )
+        # The ports first: a port that is taken should be known before models are loaded.
+        data, control = _listen(self.host, self.port), _listen(self.control_host, self.control_port)
+        self.port, self.control_port = data.getsockname()[1], control.getsockname()[1]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for model in self.models:
+                    group.create_task(model.start())
+        except BaseExceptionGroup as exc:
+            data.close()
+            control.close()
+            await self._close_models()
+            raise _first_error(exc) from exc
+        self._control = ControlPlane(self, access=Access(self.options.key_file, clock=_monotonic), sock=control)
+        await self._control.start()
+        self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping = True
+        try:
+            await self._drain()
+        finally:
+            self.front.abort()
+            await self._close_models()
+            if self._control is not None:
+                await self._control.stop()
+            self._request_log.close()
+
+    def stop(self) -> None:
+        """Ask the server to stop; a second time, to stop at once. Safe from a signal handler of the loop."""
+        if self._stop.is_set():
+            self._forced.set()
+        self.stopping = True
+        self.front.last_answers = True
+        self._stop.set()
+
+    def stop_on_signals(self) -> None:
+        """Let SIGTERM and SIGINT stop the server."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+
+    async def until_stopped(self) -> None:
+        """Wait until somebody calls ``stop``."""
+        await self._stop.wait()
+
+    async def _drain(self) -> None:
+        drain = asyncio.ensure_future(self._drain_politely())
+        forced = asyncio.ensure_future(self._forced.wait())
+        await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, forced):
+            task.cancel()
+        if self._listener is not None:
+            self._listener.close()
+
+    async def _drain_politely(self) -> None:
+        clocks = self.options.clocks
+        self.front.last_answers = True
+        await asyncio.sleep(clocks.lame_s)  # requests that are on their way, and connections the kernel has taken
+        if self._listener is not None:
+            self._listener.close()
+        if not await self.front.drain(clocks.drain_s):
+            log.warning("%d connections were not done after %g s", len(self.front.connections), clocks.drain_s)
+
+    async def _close_models(self) -> None:
+        await asyncio.gather(*(model.close() for model in self.models))
+
+    def _dispatcher(self, access: Access) -> Dispatcher:
+        dispatcher = Dispatcher(access)
+        dispatcher.register(Route("GET", "/livez", OPEN, _live, contract="health"))
+        dispatcher.register(Route("GET", "/readyz", OPEN, self._readyz, contract="health"))
+        for name in extension_names("contracts"):
+            contract: Contract = load_extension("contracts", name)(
+                self.catalog, limits=self.options.limits, stopping=lambda: self.stopping
+            )
+            for route in contract.routes():
+                dispatcher.register(route)
+        return dispatcher
+
+    def _readyz(self, exchange: Exchange) -> None:
+        if not self.ready:
+            raise Unavailable("The server is not ready.")
+        exchange.answer(Response(200, (b'{"ready":true}',)))
+
+    def _served(self, exchange: Exchange, response: Response, seconds: float) -> None:
+        self.requests.add(exchange.contract, exchange.model, response.status, seconds)
+        self._request_log.add(exchange, response.status, seconds)
+
+
+def _live(exchange: Exchange) -> None:
+    exchange.answer(Response(200, (b'{"live":true}',)))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise Conflict(
+            f"The address {host}:{port} cannot be used: {exc.strerror}. Choose another --port or --control-port."
+        ) from exc
+    return sock
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first_error(error)
+        if isinstance(error, LightshipError):
+            return error
+    return group.exceptions[0]
+
+
+def _monotonic() -> float:
+    import time
+
+    return time.monotonic()

@@ -1,0 +1,87 @@
+"""From a reference to verified bytes: what a server reads of a release before it starts a worker.
+
+The signature and every digest that the server relies on are checked first, and the worker is given exactly the bytes
+that were checked: nothing is read a second time (RELIABILITY §0.6, D-30).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightship.bundle.manifest import Manifest, Variant
+from lightship.bundle.signing import TrustStore
+from lightship.bundle.store import BlobStore, StoredBundle
+from lightship.bundle.verify import verify_stored
+from lightship.data.home import Home
+from lightship.errors import BundleRefused
+from lightship.registry.resolve import resolve
+from lightship.types import Interface
+
+__all__ = ["ModelSource", "read_source"]
+
+BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """One verified model version, in memory.
+
+    Attributes:
+        batch_rows: the largest batch that the graph was proven for; 0 if it has no batch dimension.
+        golden: (path, raw bytes) of each golden input.
+        expected: ``.npy`` bytes by the name of the output, for this variant.
+    """
+
+    name: str
+    version: int
+    bundle: str
+    manifest: Manifest
+    variant: Variant
+    graph: bytes
+    batch_rows: int
+    golden: tuple[tuple[str, bytes], ...]
+    expected: tuple[tuple[str, bytes], ...]
+    tolerance: str
+
+    @property
+    def interface(self) -> Interface:
+        """What the graph takes and gives, and what was proven of it."""
+        return self.manifest.interface
+
+
+def read_source(home: Home, reference: str) -> ModelSource:
+    """Resolve ``reference``, verify its release, and read the variant that it runs.
+
+    Raises:
+        InvalidInput, NotFound: the reference.
+        BundleRefused: a signature, a digest or a file is wrong; the message names it.
+    """
+    resolved = resolve(home, reference)
+    store = BlobStore(home.store)
+    verify_stored(store, resolved.release, trust=TrustStore(home.trust), complete=False)
+    bundle = StoredBundle(store, resolved.bundle)
+    manifest = bundle.manifest
+    variant = next(variant for variant in manifest.variants if variant.name == manifest.default)
+    expected = manifest.golden.expected.get(variant.name)
+    return ModelSource(
+        name=resolved.name,
+        version=resolved.version,
+        bundle=resolved.bundle,
+        manifest=manifest,
+        variant=variant,
+        graph=bundle.read(variant.graph),
+        batch_rows=_proven_batch(manifest.interface),
+        golden=tuple((path, bundle.read(path)) for path in manifest.golden.inputs),
+        expected=tuple((name, bundle.read(path)) for name, path in expected.outputs.items()) if expected else (),
+        tolerance=expected.tolerance if expected else "0",
+    )
+
+
+def _proven_batch(interface: Interface) -> int:
+    """Return the largest proven batch, or 0 for a graph whose tensors do not all start with a batch dimension."""
+    if not all(spec.shape and spec.shape[0] == BATCH for spec in (*interface.inputs, *interface.outputs)):
+        return 0
+    low, high = interface.proven.get(BATCH, (1, 1))
+    if low > 1:
+        raise BundleRefused(f"The graph is proven for batches of {low} to {high} rows; a server needs it from 1 on.")
+    return high

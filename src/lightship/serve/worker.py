@@ -1,0 +1,326 @@
+"""The worker: a process that holds one engine with one variant, and runs the batches that it is sent.
+
+    python -m lightship.serve.worker --fd N
+
+It is started by the server and dies with it. The first message brings the bytes of the graph and of the golden
+examples; before it says that it is ready it puts every golden input through encode and the graph, here, on this
+machine, with this library, and compares (A3, D4). Two threads: one receives and encodes, the other runs the engine, so
+that the next batch is encoded while the last one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import io
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from lightship.engine.machine import usable_cores
+from lightship.engine.runner import EngineOptions, Runner, load_runner
+from lightship.errors import BundleRefused, LightshipError
+from lightship.serve.tensors import PackedTensor, pack, unpack
+from lightship.serve.wire import (
+    Channel,
+    Done,
+    Failure,
+    Load,
+    LoadFailed,
+    Ready,
+    RunRaw,
+    RunTensors,
+    TensorHead,
+)
+from lightship.tasks.registry import load_task
+from lightship.tasks.task import Task, Tensors
+from lightship.types import DTYPES
+
+__all__ = ["main"]
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_WARM_UP_RUNS = 2
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A batch that is ready for the engine."""
+
+    batch: int
+    rows: list[int]
+    inputs: Tensors
+    failed: dict[int, LightshipError] = field(default_factory=dict)  # requests that could not be encoded
+    raw: bool = False
+    encode_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What one run of the engine gave; ``answers`` are JSON, one a row, for raw inputs."""
+
+    outputs: Tensors
+    answers: list[bytes]
+    run_us: int
+    decode_us: int
+
+
+class Worker:
+    """Runs batches; knows nothing of sockets."""
+
+    def __init__(self, runner: Runner, task: Task) -> None:
+        self._runner = runner
+        self._task = task
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="encode")
+
+    def self_test(self, golden: Sequence[tuple[str, bytes]], expected: Tensors, *, tolerance: float) -> None:
+        """Put every golden input through encode and the graph and compare with the expected outputs.
+
+        Args:
+            golden: (name, raw bytes) of each input.
+            expected: by the name of the output; row i belongs to golden input i.
+
+        Raises:
+            BundleRefused: names the golden input, the output and the difference.
+        """
+        for index, (name, raw) in enumerate(golden):
+            try:
+                encoded = {key: value[np.newaxis] for key, value in self._task.encode(raw).items()}
+                outputs = self._runner.run(encoded)
+            except LightshipError as exc:
+                raise BundleRefused(f"The golden input {name} cannot be run on this machine: {exc}") from exc
+            for output, rows in expected.items():
+                _compare(name, output, outputs, rows, index, tolerance=tolerance)
+
+    def warm_up(self, batch_rows: int) -> None:
+        """Run the smallest and the largest batch of zeros, so that the first request does not pay for first times."""
+        for rows in sorted({1, batch_rows} - {0}):
+            zeros = {
+                spec.name: np.zeros(
+                    (rows, *(d if isinstance(d, int) else 1 for d in spec.shape[1:])), DTYPES[spec.dtype]
+                )
+                for spec in self._runner.interface.inputs
+                if spec.dtype != "BYTES"
+            }
+            for _ in range(_WARM_UP_RUNS):
+                try:
+                    self._runner.run(zeros)
+                except LightshipError as exc:
+                    log.debug("the warm-up with %d rows was not possible: %s", rows, exc)
+
+    def prepare(self, message: RunTensors | RunRaw, payload: memoryview) -> _Prepared:
+        """Turn a message into inputs for the engine."""
+        if isinstance(message, RunTensors):
+            inputs, at = {}, 0
+            for head in message.inputs:
+                packed = PackedTensor(head.name, head.dtype, head.shape, payload[at : at + head.size])
+                inputs[head.name] = unpack(packed)
+                at += head.size
+            return _Prepared(message.batch, [*message.rows], inputs)
+        return self._encode(message, payload)
+
+    def _encode(self, message: RunRaw, payload: memoryview) -> _Prepared:
+        started = time.perf_counter_ns()
+        raws, at = [], 0
+        for size in message.sizes:
+            raws.append(bytes(payload[at : at + size]))
+            at += size
+        # One input is encoded here: a hop to another thread would cost more than it brings.
+        encoded = [self._encode_one(raws[0])] if len(raws) == 1 else list(self._pool.map(self._encode_one, raws))
+        prepared = _Prepared(message.batch, [], {}, raw=True)
+        good: list[Tensors] = []
+        at = 0
+        for index, rows in enumerate(message.rows):
+            mine = encoded[at : at + rows]
+            at += rows
+            error = next((one for one in mine if isinstance(one, LightshipError)), None)
+            if error is not None:
+                prepared.failed[index] = error
+                prepared.rows.append(0)
+            else:
+                good += [one for one in mine if not isinstance(one, LightshipError)]
+                prepared.rows.append(rows)
+        if good:
+            prepared.inputs = {name: np.stack([one[name] for one in good]) for name in good[0]}
+        prepared.encode_us = (time.perf_counter_ns() - started) // 1000
+        return prepared
+
+    def _encode_one(self, raw: bytes) -> Tensors | LightshipError:
+        try:
+            return self._task.encode(raw)
+        except LightshipError as exc:
+            return exc
+        except Exception as exc:
+            log.exception("the task failed on an input")
+            return LightshipError(f"The input could not be encoded ({type(exc).__name__}).")
+
+    def run(self, prepared: _Prepared) -> tuple[Done, list[bytes | memoryview]]:
+        """Run a prepared batch. A batch that raises is halved until the culprits stand alone."""
+        failed = dict(prepared.failed)
+        ran: list[_Ran] = []
+        if todo := [index for index, rows in enumerate(prepared.rows) if rows]:
+            self._run_requests(prepared, todo, failed, ran)
+        answers = [answer for part in ran for answer in part.answers]
+        packed = [] if prepared.raw else self._packed([part.outputs for part in ran])
+        done = Done(
+            batch=prepared.batch,
+            outputs=tuple(TensorHead(one.name, one.dtype, one.shape, len(one.data)) for one in packed),
+            answers=tuple(len(answer) for answer in answers),
+            failed=tuple(Failure(index, type(error).__name__, str(error)) for index, error in sorted(failed.items())),
+            encode_us=prepared.encode_us,
+            run_us=sum(part.run_us for part in ran),
+            decode_us=sum(part.decode_us for part in ran),
+        )
+        return done, [*(one.data for one in packed), *answers]
+
+    def _run_requests(
+        self, prepared: _Prepared, indices: list[int], failed: dict[int, LightshipError], ran: list[_Ran]
+    ) -> None:
+        offset = sum(prepared.rows[: indices[0]])
+        rows = sum(prepared.rows[index] for index in indices)
+        inputs = prepared.inputs
+        if rows != sum(prepared.rows):
+            inputs = {name: value[offset : offset + rows] for name, value in inputs.items()}
+        try:
+            ran.append(self._run_once(inputs, raw=prepared.raw))
+        except LightshipError as exc:
+            if len(indices) == 1:
+                failed[indices[0]] = exc
+                return
+            half = len(indices) // 2
+            self._run_requests(prepared, indices[:half], failed, ran)
+            self._run_requests(prepared, indices[half:], failed, ran)
+
+    def _run_once(self, inputs: Tensors, *, raw: bool) -> _Ran:
+        started = time.perf_counter_ns()
+        try:
+            outputs = self._runner.run(inputs)
+            ran = time.perf_counter_ns()
+            answers = [msgspec.json.encode(answer) for answer in self._task.decode(outputs)] if raw else []
+        except LightshipError:
+            raise
+        except Exception as exc:
+            log.exception("a batch failed in the worker")
+            raise LightshipError(f"The model failed on this input ({type(exc).__name__}).") from exc
+        return _Ran(outputs, answers, (ran - started) // 1000, (time.perf_counter_ns() - ran) // 1000)
+
+    def _packed(self, parts: list[Tensors]) -> list[PackedTensor]:
+        if not parts:
+            return []
+        specs = self._runner.interface.outputs
+        if len(parts) == 1:
+            return [pack(spec.name, spec.dtype, parts[0][spec.name]) for spec in specs]
+        return [pack(spec.name, spec.dtype, np.concatenate([part[spec.name] for part in parts])) for spec in specs]
+
+
+def _compare(name: str, output: str, outputs: Tensors, rows: np.ndarray, index: int, *, tolerance: float) -> None:
+    if output not in outputs or outputs[output].shape[1:] != rows.shape[1:]:
+        raise BundleRefused(f"The golden input {name} must give {output!r} of shape {list(rows.shape[1:])}.")
+    difference = np.abs(outputs[output][0].astype(np.float64) - rows[index].astype(np.float64))
+    worst = float(difference.max(initial=0.0))
+    if not worst <= tolerance:  # also when it is NaN
+        raise BundleRefused(
+            f"The golden input {name} must give the expected {output!r} within {tolerance:g}. Here it differs by "
+            f"{worst:g}: preprocessing, graph or this machine is not what the release was tested with."
+        )
+
+
+def _load(message: Load, payload: memoryview) -> Worker:
+    pieces, at = [], 0
+    golden_sizes, expected_sizes = (size for _, size in message.golden), (size for _, size in message.expected)
+    for size in (message.graph_size, message.config_size, *golden_sizes, *expected_sizes):
+        pieces.append(bytes(payload[at : at + size]))
+        at += size
+    graph, config, *rest = pieces
+    raws, arrays = rest[: len(message.golden)], rest[len(message.golden) :]
+    task = load_task(message.task, message.codec_version, msgspec.json.decode(config))
+    options = EngineOptions(threads=message.threads, optimization=message.optimization)
+    worker = Worker(load_runner(graph, engine=message.engine, options=options), task)
+    golden = [(name, raw) for (name, _), raw in zip(message.golden, raws, strict=True)]
+    expected = {
+        name: np.load(io.BytesIO(data), allow_pickle=False)
+        for (name, _), data in zip(message.expected, arrays, strict=True)
+    }
+    if any(len(rows) != len(golden) for rows in expected.values()):
+        raise BundleRefused(f"The bundle must have {len(golden)} expected rows for its golden inputs; it does not.")
+    worker.self_test(golden, expected, tolerance=float(message.tolerance))
+    worker.warm_up(message.batch_rows)
+    return worker
+
+
+def _serve(channel: Channel) -> int:
+    started = time.perf_counter()
+    first = channel.receive()
+    if first is None:
+        return 0
+    message, payload = first
+    if not isinstance(message, Load):
+        raise LightshipError(f"The first message to a worker must be Load. Got {type(message).__name__}.")
+    try:
+        worker = _load(message, payload)
+    except LightshipError as exc:
+        channel.send(LoadFailed(type(exc).__name__, str(exc)))
+        return 1
+    del payload, first
+    channel.send(Ready(golden=len(message.golden), load_ms=(time.perf_counter() - started) * 1000))
+    prepared: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(channel, worker, prepared), name="receive", daemon=True).start()
+    while (batch := prepared.get()) is not None:
+        channel.send(*worker.run(batch))
+    return 0
+
+
+def _receive(channel: Channel, worker: Worker, prepared: queue.SimpleQueue[_Prepared | None]) -> None:
+    try:
+        while (received := channel.receive()) is not None:
+            message, payload = received
+            if not isinstance(message, RunTensors | RunRaw):
+                raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
+            prepared.put(worker.prepare(message, payload))
+    except Exception:
+        log.exception("the worker cannot read what it is sent")
+        os._exit(1)  # the engine's thread may be deep in a run; the server sees the closed socket and starts another
+    finally:
+        prepared.put(None)
+
+
+def _die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the call above
+        sys.exit(0)
+
+
+def main() -> None:
+    """Run a worker on the socket that the server passed."""
+    parser = argparse.ArgumentParser(prog="lightship.serve.worker")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    _die_with_parent(arguments.parent)
+    # Ctrl-C in a terminal reaches the whole group; the server decides when a worker ends, by closing the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=arguments.fd))
+    try:
+        code = _serve(channel)
+    except OSError:
+        code = 0  # the server has gone
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)  # skips the clean-up of the engine's threads, which may still be at work
+
+
+if __name__ == "__main__":
+    main()
