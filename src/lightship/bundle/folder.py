@@ -7,16 +7,18 @@ following links, and what was opened must be a regular file with one name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from lightship.bundle.paths import MAX_PARTS
 from lightship.errors import BundleRefused, NotFound
 
-__all__ = ["MAX_ENTRIES", "Folder"]
+__all__ = ["MAX_ENTRIES", "Folder", "open_regular"]
 
 MAX_ENTRIES = 50_000
 """Files and folders in one exported bundle, together; a real one has far fewer."""
@@ -24,6 +26,19 @@ MAX_ENTRIES = 50_000
 _CHUNK_BYTES = 1 << 20
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: opening a FIFO must not hang
 _OPEN_FOLDER = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def open_regular(path: str | Path, *, folder: int | None = None) -> BinaryIO:
+    """Open a regular file for reading, below the descriptor ``folder`` if there is one. Its last part may be no link.
+
+    Raises:
+        OSError: there is none, it is a link or something else; ``strerror`` says what.
+    """
+    descriptor = os.open(path, _OPEN_FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 class Folder:
@@ -55,9 +70,8 @@ class Folder:
         Raises:
             BundleRefused: missing, a link, a second name of a file, not a regular file, or too large.
         """
-        descriptor = self._open(path)
-        with os.fdopen(descriptor, "rb") as file:
-            self._check_file(path, os.fstat(descriptor), max_bytes=max_bytes)
+        with self._open(path) as file:
+            self._check_file(path, os.fstat(file.fileno()), max_bytes=max_bytes)
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise BundleRefused(f"{path} in {self.root} grew while it was read.")
@@ -69,11 +83,10 @@ class Folder:
         Raises:
             BundleRefused: as ``read``.
         """
-        descriptor = self._open(path)
         digest = hashlib.sha256()
         size = 0
-        with os.fdopen(descriptor, "rb") as file:
-            self._check_file(path, os.fstat(descriptor), max_bytes=max_bytes)
+        with self._open(path) as file:
+            self._check_file(path, os.fstat(file.fileno()), max_bytes=max_bytes)
             while size <= max_bytes and (chunk := file.read(_CHUNK_BYTES)):
                 digest.update(chunk)
                 size += len(chunk)
@@ -118,7 +131,7 @@ class Folder:
         finally:
             os.close(descriptor)
 
-    def _open(self, path: str) -> int:
+    def _open(self, path: str) -> BinaryIO:
         """Open a file part by part. Callers give checked paths; ``..`` is refused here too, as the last line."""
         *folders, name = path.split("/")
         if any(part in ("", ".", "..") for part in (*folders, name)):
@@ -127,7 +140,7 @@ class Folder:
         try:
             for part in folders:
                 opened.append(os.open(part, _OPEN_FOLDER, dir_fd=opened[-1] if opened else self._descriptor))
-            return os.open(name, _OPEN_FILE, dir_fd=opened[-1] if opened else self._descriptor)
+            return open_regular(name, folder=opened[-1] if opened else self._descriptor)
         except (OSError, ValueError) as exc:
             raise self._refusal(path, exc) from exc
         finally:

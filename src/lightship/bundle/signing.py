@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from lightship.bundle.folder import open_regular
 from lightship.data.files import fsync_dir
 from lightship.errors import BundleRefused, Conflict, InvalidInput, Refused
 
@@ -79,12 +80,13 @@ class PrivateKey:
             keys_dir.chmod(0o700)
             _write_new(path, cls.generate()._to_pem(), mode=0o600)
         _check_private(keys_dir, keys_dir.stat())
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            _check_private(path, os.fstat(descriptor))
-            pem = file.read(_MAX_PEM_BYTES)
         try:
+            with open_regular(path) as file:
+                _check_private(path, os.fstat(file.fileno()))
+                pem = file.read(_MAX_PEM_BYTES)
             return cls.from_pem(pem)
+        except OSError as exc:
+            raise Refused(f"The signing key {path} cannot be read: {exc.strerror}.") from exc
         except InvalidInput as exc:
             raise Refused(f"{path} cannot be used. {exc} Move it away and a new key is made.") from exc
 
@@ -207,11 +209,11 @@ class TrustStore:
 
     def _read_one(self, path: Path) -> tuple[Signer, Ed25519PublicKey]:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            file = open_regular(path)
         except OSError as exc:
-            raise BundleRefused(f"{path} cannot be opened as a file: {exc.strerror}. Nobody is trusted so.") from exc
-        with os.fdopen(descriptor, "rb") as file:
-            _check_unchangeable(path, os.fstat(descriptor))
+            raise BundleRefused(f"{path} cannot be opened as a file: {exc.strerror}. Mend or remove it.") from exc
+        with file:
+            _check_unchangeable(path, os.fstat(file.fileno()))
             pem = file.read(_MAX_PEM_BYTES)
         try:
             key = _public_key(pem, what=str(path))

@@ -7,12 +7,11 @@ checked against its digest on exactly the bytes that are returned: nothing is ch
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Protocol
 
 from lightship.bundle.digest import Digest
-from lightship.bundle.folder import Folder
+from lightship.bundle.folder import Folder, open_regular
 from lightship.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from lightship.data.files import fsync_dir, sha256_hex, write_atomic
 from lightship.errors import BundleRefused, NotFound
@@ -75,21 +74,18 @@ class BlobStore:
 
     def _read(self, digest: Digest, *, max_bytes: int | None) -> bytes:
         try:
-            descriptor = os.open(self._path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = open_regular(self._path(digest))
         except FileNotFoundError as exc:
             raise NotFound(f"There is no blob {digest} in {self.root}.") from exc
         except OSError as exc:
             raise BundleRefused(
                 f"The blob {digest} in {self.root} cannot be opened as a file: {exc.strerror}."
             ) from exc
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleRefused(f"The blob {digest} in {self.root} is not a regular file.")
-            if max_bytes is not None and status.st_size > max_bytes:
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            if max_bytes is not None and size > max_bytes:
                 raise BundleRefused(
-                    f"The blob {digest} in {self.root} may have at most {max_bytes:,} bytes here. "
-                    f"It has {status.st_size:,}."
+                    f"The blob {digest} in {self.root} may have at most {max_bytes:,} bytes here. It has {size:,}."
                 )
             return file.read()
 
