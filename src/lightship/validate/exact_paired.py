@@ -32,6 +32,8 @@ _NORMAL = NormalDist()
 _TIE = 1e-9  # scores closer than this are one score: rounding must not split outcomes that are equal on paper
 _LOG_LOST = 38.0  # each cut tail holds less than exp(-38) = 3e-17
 _LOWEST_SCORE = 64.0
+_TOGETHER = 32  # rates that share one window: enough to hide numpy's cost of a call, few enough to stay near each other
+_STEPS_PER_SPREAD = 2
 _SEARCH_ERROR = 1e-6
 """Added to every maximum: the grid and its refinement find the maximum to within 2e-7 (docs/statistics.md)."""
 
@@ -100,53 +102,67 @@ class Region:
 
     def probability(self, p_loss: float, p_gain: float) -> float:
         """Return the chance that n rows give an outcome inside, to about 1e-12."""
-        n = self.n
-        p_gain = min(max(p_gain, 1e-15), 1 - 1e-15)
-        r = min(max(p_loss / (1 - p_gain), 1e-15), 1 - 1e-15)  # a row that is no gain is a loss with this rate
-        low, high = _window(n, p_gain)
-        log_r, log_rest = math.log(r), math.log1p(-r)
-        gains = np.arange(low, high + 1)
-        stairs = self.stairs[low : high + 1]
+        return float(self.probabilities(np.array([p_loss]), np.array([p_gain]))[0])
 
-        below = np.full(gains.size, self._first(low, r, log_r, log_rest))
+    def probabilities(self, p_loss: np.ndarray, p_gain: np.ndarray) -> np.ndarray:
+        """Return ``probability`` for many rates, shape (k,); quickest when neighbors are close to each other."""
+        # The ends of the scale are kept open: log(0) is nowhere needed, and 1e-15 moves no digit that counts.
+        p_gain = np.clip(p_gain, 1e-15, 1 - 1e-15)
+        rate = np.clip(p_loss / (1 - p_gain), 1e-15, 1 - 1e-15)  # a row that is no gain is a loss with this rate
+        pieces = [
+            self._piece(rate[start : start + _TOGETHER, None], p_gain[start : start + _TOGETHER, None])
+            for start in range(0, len(rate), _TOGETHER)
+        ]
+        return np.concatenate(pieces)
+
+    def _piece(self, rate: np.ndarray, p_gain: np.ndarray) -> np.ndarray:
+        """Return the probabilities of a few rates, shape (k, 1) each, over one common window of gains."""
+        n = self.n
+        low, high = _window(n, p_gain)
+        log_rate, log_rest = np.log(rate), np.log1p(-rate)
+        gains, stairs = np.arange(low, high + 1), self.stairs[low : high + 1]
+
+        below = np.empty((len(rate), gains.size))  # F(stairs[c]; n - c, rate)
+        below[:, :1] = self._first(low, rate)
         old, rows = stairs[:-1], n - gains[1:]
-        below[1:] += np.cumsum(np.exp(self._shrink[low + 1 : high + 1] + old * log_r + (rows - old) * log_rest)) * r
+        shrunk = np.exp(self._shrink[low + 1 : high + 1] + old * log_rate + (rows - old) * log_rest)
+        below[:, 1:] = below[:, :1] + np.cumsum(shrunk, axis=1) * rate
         first, last = int(stairs[0]) + 1, min(int(stairs[-1]), n) + 1
         if last > first:
             losses, rows = np.arange(first, last), n - self._entry[first:last]
-            grown = np.cumsum(np.exp(self._grow[first:last] + losses * log_r + (rows - losses) * log_rest))
+            grown = np.cumsum(np.exp(self._grow[first:last] + losses * log_rate + (rows - losses) * log_rest), axis=1)
             reached = np.minimum(stairs, last - 1) - first
-            below += np.where(reached >= 0, grown[reached], 0.0)
-        weights = np.exp(
-            self._log_choose[low : high + 1] + gains * math.log(p_gain) + (n - gains) * math.log1p(-p_gain)
-        )
-        return float(min(weights @ np.minimum(below, 1.0), 1.0))
+            grew = reached >= 0
+            below[:, grew] += grown[:, reached[grew]]
+        weights = np.exp(self._log_choose[low : high + 1] + gains * np.log(p_gain) + (n - gains) * np.log1p(-p_gain))
+        return np.asarray(np.minimum((weights * np.minimum(below, 1.0)).sum(axis=1), 1.0))
 
-    def _first(self, gains: int, r: float, log_r: float, log_rest: float) -> float:
-        """Return the distribution function at the first stair of the window: ``F(stairs[c]; n - c, r)``."""
+    def _first(self, gains: int, rate: np.ndarray) -> np.ndarray:
+        """Return the distribution function at the first stair of a window: ``F(stairs[c]; n - c, rate)``."""
         rows = self.n - gains
-        low, high = _window(rows, r)
-        losses = np.arange(low, min(high, int(self.stairs[gains]), rows) + 1)
+        low, high = _window(rows, rate)
+        losses = np.arange(low, min(high, int(self.stairs[gains])) + 1)
         logs = _log_factorials(self.n)
-        log_pmf = logs[rows] - logs[losses] - logs[rows - losses] + losses * log_r + (rows - losses) * log_rest
-        return float(np.exp(log_pmf).sum())
+        log_choose = logs[rows] - logs[losses] - logs[rows - losses]
+        log_pmf = log_choose + losses * np.log(rate) + (rows - losses) * np.log1p(-rate)
+        return np.asarray(np.exp(log_pmf).sum(axis=1, keepdims=True))
 
     def extreme(self, drop: float, *, largest: bool = True) -> float:
         """Return the largest (or smallest) probability along the line ``p_loss = p_gain + drop``.
 
-        The grid is even in ``asin(sqrt q)``, the scale on which a binomial's spread is the same everywhere
-        (1 / (2 sqrt n)); its step is a quarter of that spread, so nothing can hide between two points. The three best
-        peaks are then looked at with steps 64 times finer.
+        The grid is even in the angle u with ``q = (1 - drop) / 2 sin^2 u``. On this scale the spread of the gains, and
+        at the other end of the rows on which both agree, is about 1 / (2 sqrt n) everywhere; the step is a part of
+        that, so no peak can hide between two points. The best peaks are then looked at with steps 64 times finer.
         """
         sign = 1.0 if largest else -1.0
-        end = math.asin(math.sqrt((1 - drop) / 2))
-        points = max(64, math.ceil(end * 8 * math.sqrt(self.n))) + 1
+        end = math.pi / 2
+        points = max(64, math.ceil(end * _STEPS_PER_SPREAD * 2 * math.sqrt(self.n))) + 1
+
+        def look(angles: np.ndarray) -> np.ndarray:
+            gain_rates = (1 - drop) / 2 * np.sin(angles) ** 2
+            return sign * self.probabilities(gain_rates + drop, gain_rates)
+
         angles = np.linspace(0, end, points)
-
-        def look(where: np.ndarray) -> np.ndarray:
-            gain_rates = np.sin(where) ** 2
-            return np.array([sign * self.probability(q + drop, q) for q in gain_rates])
-
         values = look(angles)
         best = float(values.max())
         padded = np.concatenate(([-np.inf], values, [-np.inf]))
@@ -168,10 +184,10 @@ def _log_binomial(logs: np.ndarray, rows: np.ndarray, hits: np.ndarray) -> np.nd
     return np.where(valid, logs[rows] - logs[kept] - logs[rows - kept], -np.inf)
 
 
-def _window(n: int, p: float) -> tuple[int, int]:
-    """Return counts [low, high] outside of which a binomial has less than exp(-38) on each side (Bernstein)."""
-    reach = math.sqrt(2 * _LOG_LOST * n * p * (1 - p)) + 2 * _LOG_LOST / 3
-    return max(0, math.floor(n * p - reach)), min(n, math.ceil(n * p + reach))
+def _window(n: int, p: np.ndarray) -> tuple[int, int]:
+    """Return counts [low, high] outside of which each binomial has less than exp(-38) on each side (Bernstein)."""
+    reach = np.sqrt(2 * _LOG_LOST * n * p * (1 - p)) + 2 * _LOG_LOST / 3
+    return max(0, math.floor((n * p - reach).min())), min(n, math.ceil((n * p + reach).max()))
 
 
 def p_noninferior(losses: int, gains: int, n: int, margin: float) -> float:
@@ -200,12 +216,14 @@ def critical_region(n: int, margin: float, alpha: float) -> Region | None:
     # The edge is near the normal quantile; look around it in growing steps.
     inside = outside = _probit(alpha)
     step = 0.25
-    while excess(inside) > 0:
-        outside, inside, step = inside, inside - step, 2 * step
-        if step > _LOWEST_SCORE:
-            return None
-    while inside == outside or excess(outside) <= 0:
-        inside, outside, step = outside, outside + step, 2 * step
+    if excess(inside) > 0:
+        while excess(inside := inside - step) > 0:
+            outside, step = inside, 2 * step
+            if step > _LOWEST_SCORE:
+                return None
+    else:
+        while excess(outside := outside + step) <= 0:
+            inside, step = outside, 2 * step
     return Region.up_to(_last_inside(excess, inside=inside, outside=outside, near=0.01), n, margin)
 
 
@@ -240,7 +258,7 @@ def _last_inside(excess: Callable[[float], float], *, inside: float, outside: fl
     """
     value_in, value_out = excess(inside), excess(outside)
     for _ in range(30):
-        if value_in >= -near or abs(outside - inside) < 1e-6:
+        if value_in >= -near or abs(outside - inside) < 1e-5:
             break
         part = min(max(value_in / (value_in - value_out), 0.05), 0.95) if value_out > value_in else 0.5
         point = inside + part * (outside - inside)

@@ -17,6 +17,8 @@ __all__ = ["Decision", "Policy", "apply_policy", "policy_named", "require"]
 
 _ABOUT_VARIANT = frozenset({"noninferiority", "class_harm", "latency"})
 
+_STANDARD = ("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "class_harm")
+
 _ADVICE = {
     "accuracy": "Train a better model, or lower `min_accuracy` in the recipe if the budget was too strict",
     "parity": "Export the model again, or look for an operator that the exporter changed",
@@ -101,11 +103,13 @@ def policy_named(
     alpha: float = 0.05,
     confidence: float = 0.95,
     speed_asked: bool = False,
+    overfitting_required: bool = False,
 ) -> Policy:
     """Return one of the policies that Lightship brings.
 
     ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority and class_harm (the last two only of a
-    variant, see ``Policy.for_reference``), and latency when speed was asked for. ``structural`` requires golden and
+    variant, see ``Policy.for_reference``), latency when speed was asked for, and overfitting when the recipe wants
+    it. ``structural`` requires golden and
     shapes: for a model without labeled rows. Its releases say so.
 
     Raises:
@@ -117,11 +121,11 @@ def policy_named(
         raise InvalidInput(f"There is no policy {name!r}. Known: standard, structural.")
     if min_accuracy is None or margin is None:
         raise InvalidInput("The policy 'standard' needs `min_accuracy` and `margin`. Set both in the recipe's gate.")
-    speed = ("latency",) if speed_asked else ()
+    asked = {"latency": speed_asked, "overfitting": overfitting_required}
     return Policy(
         "standard",
-        required=("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "class_harm", *speed),
-        reported=("overfitting", *(() if speed else ("latency",))),
+        required=(*_STANDARD, *(check for check, wanted in asked.items() if wanted)),
+        reported=tuple(check for check, wanted in asked.items() if not wanted),
         min_accuracy=min_accuracy,
         margin=margin,
         alpha=alpha,

@@ -301,23 +301,25 @@ def rows_needed(
     # With no disagreement at all, (1 - margin)^n must still fall to alpha.
     least = math.log(alpha) / math.log1p(-margin)
     n = max((z_alpha + z_power) ** 2 * spread / (margin - drop) ** 2, least)
-    best = None
-    for _ in range(12):
+    enough, too_few = None, 0
+    for _ in range(16):
         rows = math.ceil(n)
         if rows > _LARGEST_EXACT_ROWS:
-            return best or math.ceil(n * 1.05)
+            return math.ceil(n * 1.05)
         reached = release_probability(rows, p_loss=p_loss, p_gain=p_gain, margin=margin, alpha=alpha)
-        if reached >= power and (best is None or rows < best):
-            best = rows
-        if best is not None and reached <= power + 0.02:
+        if reached >= power:
+            enough = rows
+        else:
+            too_few = rows
+        if enough is not None and enough <= max(1.03 * too_few, least) + 1:
             break
+        if enough is not None and too_few:
+            n = math.sqrt(enough * too_few)
+            continue
         z_reached = _NORMAL.inv_cdf(min(max(reached, 1e-6), 1 - 1e-6))
         step = ((z_alpha + z_power) / max(z_alpha + z_reached, 0.5 * z_alpha)) ** 2
-        # At least 1 % on, so that the search ends; never below `least`, where nothing is released.
-        n = max(rows * step, rows * 1.01 + 1) if reached < power else max(min(rows * step, rows * 0.99), least)
-        if best is not None and math.ceil(n) >= best:
-            break
-    return best
+        n = rows * max(step, 1.02) if enough is None else max(rows * min(max(step, 0.5), 0.97), least)
+    return enough
 
 
 def _two_sided_z(confidence: float) -> float:
