@@ -1,0 +1,111 @@
+"""How often the gate errs, by simulation: python benchmarks/gate/error_rates.py [--draws 20000].
+
+Two promises are put to the test on rows drawn from a multinomial, with the very functions that the gate calls:
+
+1. A variant whose true drop *is* the margin is released in at most 5 % of cases (alpha), for every amount of
+   disagreement; so are, together, three such candidates that share alpha; and a variant that harms no class is refused
+   for harm in at most 5 %.
+2. After an undecided look, a variant without a drop is released in at least 80 % with the number of rows that the
+   evidence states.
+
+Prints Markdown tables with Wilson intervals (99 %). Takes about two minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import cache
+
+import numpy as np
+
+from lightship.types import Interval
+from lightship.validate.exact_paired import p_noninferior
+from lightship.validate.statistics import harm, rows_needed, wilson
+
+MARGIN = 0.01
+ALPHAS = (0.05, 0.05 / 3)
+ROWS = (300, 1000, 3000)
+GAINS = (0.0, 0.002, 0.01, 0.05)  # 0: only losses
+LOOKS = ((300, 1, 1), (300, 3, 3), (1000, 12, 8), (1000, 25, 20), (100, 0, 0))  # rows, losses, gains of a first look
+CONFIDENCE = 0.99
+
+_p = cache(p_noninferior)  # a decision depends on the counts alone, and counts repeat
+
+
+def release_rate(
+    n: int, *, p_loss: float, p_gain: float, alpha: float, draws: int, seed: int, margin: float = MARGIN
+) -> Interval:
+    """Return how often the test releases, with its Wilson interval."""
+    counts = np.random.default_rng(seed).multinomial(n, (p_loss, p_gain, 1 - p_loss - p_gain), size=draws)
+    outcomes, times = np.unique(counts[:, :2], axis=0, return_counts=True)
+    released = sum(int(k) for (b, c), k in zip(outcomes, times, strict=True) if _p(int(b), int(c), n, margin) <= alpha)
+    return wilson(released, draws, CONFIDENCE)
+
+
+def family_rate(n: int, *, p_gain: float, draws: int, seed: int, alpha: float = 0.05, candidates: int = 3) -> Interval:
+    """Return how often any of three independent candidates with a drop of the margin is released."""
+    rng = np.random.default_rng(seed)
+    rates = (p_gain + MARGIN, p_gain, 1 - 2 * p_gain - MARGIN)
+    counts = rng.multinomial(n, rates, size=(draws, candidates))
+    released = sum(any(_p(int(b), int(c), n, MARGIN) <= alpha / candidates for b, c, _ in draw) for draw in counts)
+    return wilson(released, draws, CONFIDENCE)
+
+
+def false_harm_rate(rows: int, *, classes: int, discordance: float, draws: int, seed: int) -> Interval:
+    """Return how often harm to a class is claimed of a variant that harms none."""
+    rng = np.random.default_rng(seed)
+    half = discordance / 2
+    counts = rng.multinomial(rows, (half, half, 1 - discordance), size=(draws, classes))
+    labels = [str(k) for k in range(classes)]
+    refused = sum(
+        any(item.harmed for item in harm(labels, [rows] * classes, draw[:, 0].tolist(), draw[:, 1].tolist()))
+        for draw in counts
+    )
+    return wilson(refused, draws, CONFIDENCE)
+
+
+def show(rate: Interval) -> str:
+    return f"{100 * rate.estimate:.2f} % ({100 * rate.low:.2f} to {100 * rate.high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=7)
+    arguments = parser.parse_args()
+    draws, seed = arguments.draws, arguments.seed
+
+    print(f"True drop = margin = {MARGIN:g}, {draws} draws each: released\n")
+    print("| rows | true gains | alpha 5 % | alpha 1.67 % |\n| --- | --- | --- | --- |")
+    for n in ROWS:
+        for gain in GAINS:
+            cells = [
+                show(release_rate(n, p_loss=gain + MARGIN, p_gain=gain, alpha=alpha, draws=draws, seed=seed))
+                for alpha in ALPHAS
+            ]
+            print(f"| {n} | {100 * gain:g} % | {' | '.join(cells)} |", flush=True)
+
+    print("\nThree candidates with a true drop of the margin, any released (5 % shared)\n")
+    print("| rows | true gains | released |\n| --- | --- | --- |")
+    for gain in (0.0, 0.01):
+        print(f"| 1000 | {100 * gain:g} % | {show(family_rate(1000, p_gain=gain, draws=draws // 4, seed=seed))} |")
+
+    print("\nNo drop, with the rows that an undecided first look states: released\n")
+    print("| first look (rows, lost, gained) | alpha | rows stated | released |\n| --- | --- | --- | --- |")
+    for n, losses, gains in LOOKS:
+        discordance = (losses + gains + 0.5) / (n + 1)
+        for alpha in ALPHAS:
+            rows = rows_needed(discordance, margin=MARGIN, alpha=alpha) or 0
+            half = discordance / 2
+            rate = release_rate(rows, p_loss=half, p_gain=half, alpha=alpha, draws=draws, seed=seed)
+            print(f"| {n}, {losses}, {gains} | {100 * alpha:.2f} % | {rows} | {show(rate)} |", flush=True)
+
+    print("\nTen classes, none harmed: refused for harm\n")
+    print("| rows a class | disagreement | refused |\n| --- | --- | --- |")
+    for rows in (30, 100, 1000):
+        rate = false_harm_rate(rows, classes=10, discordance=0.1, draws=draws // 4, seed=seed)
+        print(f"| {rows} | 10 % | {show(rate)} |")
+
+
+if __name__ == "__main__":
+    main()
