@@ -140,4 +140,3 @@ def validate(recipe: Path, as_json: bool, quiet: bool, variant: Path | None) -> 
     click.echo(f"  chosen  {validated.chosen}")
     for each in validated.evidence:
         click.echo(f"  {each.verdict:<10} {each.check:<16} {each.summary}")
-    click.echo(f"  report  {validated.report}")

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,27 @@ class PairedTiming:
     def b_is_slower(self) -> bool:
         """Whether the whole interval lies above 1."""
         return self.ratio.low > 1
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form, which ``from_json`` reads back."""
+        return {
+            "ratio": self.ratio.to_json(),
+            "a_ms": self.a_ms.to_json(),
+            "b_ms": self.b_ms.to_json(),
+            "pairs": self.pairs,
+            "warmup": self.warmup,
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> PairedTiming:
+        """Return the timing that ``to_json`` wrote."""
+        return cls(
+            ratio=Interval(**found["ratio"]),
+            a_ms=Percentiles(**found["a_ms"]),
+            b_ms=Percentiles(**found["b_ms"]),
+            pairs=found["pairs"],
+            warmup=found["warmup"],
+        )
 
     @property
     def words(self) -> str:

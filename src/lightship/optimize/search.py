@@ -18,7 +18,16 @@ from lightship.errors import LightshipError
 from lightship.optimize.variant_pass import PassFailed, VariantPass
 from lightship.types import Json, Progress
 
-__all__ = ["MOST_PROPOSED", "Candidate", "Rows", "SearchSettings", "logits_of", "measure_file", "search"]
+__all__ = [
+    "MOST_PROPOSED",
+    "Candidate",
+    "Rows",
+    "SearchSettings",
+    "count_correct",
+    "logits_of",
+    "measure_file",
+    "search",
+]
 
 MOST_PROPOSED = 3
 _PLAIN_LOSS = 0.05  # selection accuracy lost beyond which a gate look would be wasted, whatever the margin

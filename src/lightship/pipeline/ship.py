@@ -11,6 +11,7 @@ from lightship.data.home import Home
 from lightship.pipeline.bench import Bench
 from lightship.pipeline.cache import Finished, StageCache
 from lightship.pipeline.recipe import load_recipe
+from lightship.pipeline.report import write_report
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.optimize import optimize as run_optimize
 from lightship.pipeline.stages.prepare import prepare as run_prepare
@@ -21,6 +22,7 @@ from lightship.pipeline.stages.train import train as run_train
 from lightship.pipeline.stages.validate import Validated
 from lightship.pipeline.stages.validate import validate as run_validate
 from lightship.types import Progress, Silent
+from lightship.validate.gate import require
 
 __all__ = ["Shipped", "optimize", "release", "ship", "train", "validate"]
 
@@ -58,9 +60,17 @@ def ship(recipe: Path | str, *, home: Path | str | None = None, progress: Progre
         trained = run_train(bench, prepared)
         optimized = run_optimize(bench, prepared, trained)
         validated = run_validate(bench, prepared, trained, optimized)
+        if not validated.decision.released:
+            _refuse(bench, write_report(bench, prepared, trained, optimized, validated, None), validated)
         released = run_release(bench, prepared, trained, validated)
+        report = write_report(bench, prepared, trained, optimized, validated, released)
     stages = (prepared, trained, optimized, validated, released)
-    return Shipped(released, validated.report, tuple(stage.finished for stage in stages))
+    return Shipped(released, report, tuple(stage.finished for stage in stages))
+
+
+def _refuse(bench: Bench, report: Path, validated: Validated) -> None:
+    """Say no, with every reason and where to read more."""
+    require(validated.decision, what=f"{bench.recipe.name} ({validated.chosen}; report: {report})")
 
 
 release = ship
@@ -99,7 +109,11 @@ def validate(
         prepared = run_prepare(bench)
         trained = run_train(bench, prepared)
         optimized = run_optimize(bench, prepared, trained, variant=Path(variant) if variant else None)
-        return run_validate(bench, prepared, trained, optimized)
+        validated = run_validate(bench, prepared, trained, optimized)
+        report = write_report(bench, prepared, trained, optimized, validated, None)
+        if not validated.decision.released:
+            _refuse(bench, report, validated)
+        return validated
 
 
 @contextmanager

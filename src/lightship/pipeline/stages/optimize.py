@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from lightship.data.files import sha256_hex
 from lightship.engine.machine import fingerprint
+from lightship.engine.runner import EngineOptions, load_runner
 from lightship.errors import InvalidInput
 from lightship.extensions import extension_names
-from lightship.optimize.search import Candidate, Rows, SearchSettings, measure_file, search
+from lightship.optimize.search import Candidate, Rows, SearchSettings, count_correct, measure_file, search
 from lightship.optimize.variant_pass import load_pass
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
@@ -36,11 +37,13 @@ class Optimized:
 
     Attributes:
         candidates: all variants, proposed ones first, best first.
+        reference_correct: right answers of the reference on the selection rows.
         must_pass: the recipe or the command line named the variant, so the reference may not stand in for it.
     """
 
     finished: Finished
     candidates: tuple[Candidate, ...]
+    reference_correct: int
     must_pass: bool
 
     @property
@@ -77,7 +80,10 @@ def optimize(bench: Bench, prepared: Prepared, trained: Trained, *, variant: Pat
     )
     found = json.loads((finished.path / "candidates.json").read_bytes())
     candidates = tuple(Candidate.from_json(each, _graph(finished.path, each["name"])) for each in found)
-    return Optimized(finished, candidates, must_pass=given is not None or settings.variant not in ("auto", "reference"))
+    correct = json.loads((finished.path / "reference.json").read_bytes())["correct"]
+    return Optimized(
+        finished, candidates, correct, must_pass=given is not None or settings.variant not in ("auto", "reference")
+    )
 
 
 def _variant_name(path: Path) -> str:
@@ -135,6 +141,8 @@ def _work(
         )
     else:
         candidates = ()
+    correct = count_correct(load_runner(trained.reference, options=EngineOptions(threads=settings.threads)), selection)
+    (folder / "reference.json").write_text(json.dumps({"correct": correct}))
     for candidate in candidates:
         if candidate.graph:
             (folder / f"{candidate.name}.onnx").write_bytes(candidate.graph)

@@ -104,29 +104,34 @@ def train(bench: Bench, prepared: Prepared) -> Trained:
 
 def _work(bench: Bench, prepared: Prepared, folder: Path, scratch: Path) -> None:
     from lightship.train.export import export_onnx, torch_outputs
+    from lightship.train.loop import EncodedRows
     from lightship.train.loop import train as run
     from lightship.train.settings import TrainSettings
 
-    rows: dict[str, Any] = {}
-    for part in ("train", "validation"):
-        rows[f"{part}_images"], rows[f"{part}_labels"] = prepared.images(part), prepared.labels(part)
-    settings = TrainSettings(**bench.recipe.train.model_dump())
-    classes = len(prepared.task.labels)
-    model = run(settings, **rows, classes=classes, checkpoint_dir=scratch, progress=bench.progress)
+    rows = {part: EncodedRows(prepared.images(part), prepared.labels(part)) for part in ("train", "validation")}
+    model = run(
+        TrainSettings(**bench.recipe.train.model_dump()),
+        rows=rows["train"],
+        validation=rows["validation"],
+        classes=len(prepared.task.labels),
+        checkpoint_dir=scratch,
+        progress=bench.progress,
+    )
     model.save(folder / "model")
 
     bench.progress.start("Export the reference graph")
-    graph = export_onnx(model, prepared.images("validation"))
+    graph = export_onnx(model, rows=rows["validation"].images)
     (folder / "reference.onnx").write_bytes(graph)
     bench.progress.done(f"{len(graph):,} bytes")
 
+    network = model.module()
     scores: dict[str, int] = {}
-    for part in ("train", "validation"):
-        logits, _ = torch_outputs(model, rows[f"{part}_images"])
-        scores[f"{part}_correct"] = int((logits.argmax(axis=1) == rows[f"{part}_labels"]).sum())
+    for part, encoded in rows.items():
+        logits, _ = torch_outputs(network, encoded.images)
+        scores[f"{part}_correct"] = int((logits.argmax(axis=1) == encoded.targets).sum())
         scores[f"{part}_rows"] = len(logits)
     (folder / "scores.json").write_text(json.dumps(scores))
-    _record_golden(prepared, folder / "golden", lambda images: torch_outputs(model, images)[0])
+    _record_golden(prepared, folder / "golden", lambda images: torch_outputs(network, images)[0])
 
 
 def _record_golden(prepared: Prepared, folder: Path, run: Any) -> None:
