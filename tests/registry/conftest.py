@@ -12,6 +12,7 @@ import pytest
 from lightship.data.files import sha256_hex
 from lightship.data.home import Home
 from lightship.registry.database import Registry, open_database
+from lightship.registry.records import EvidenceRow
 
 
 class Clock:
@@ -70,6 +71,7 @@ def add(registry: Registry, digest: Callable[[object], str]) -> Callable[..., in
 
     def add_one(name: str = "digits", **options: object) -> int:
         seed = f"{name} {registry.history().entries[-1:]}"
+        options.setdefault("evidence", [EvidenceRow("accuracy", "passed", "good", digest(f"evidence {seed}"))])
         return registry.add_version(
             name, bundle=digest(seed), release=lambda v: digest(f"{name} {v}"), who="ada", **options
         ).version

@@ -139,12 +139,14 @@ def test_promote_moves_an_alias(registry, add):
 
 
 def test_an_unproven_version_needs_consent(registry, add):
-    """Without the flag, a version that lacks evidence cannot become production."""
+    """Without the flag, a version that lacks evidence, or has none at all, cannot become production."""
     add()
     add(unproven=True)
+    add(evidence=[])
 
-    with pytest.raises(GateRefused, match=r"digits:2 was released unproven.*--accept-unproven"):
-        registry.promote("digits", 2, who="ada")
+    for version in (2, 3):
+        with pytest.raises(GateRefused, match=rf"digits:{version} was released unproven.*--accept-unproven"):
+            registry.promote("digits", version, who="ada")
     assert registry.alias("digits").version == 1
     assert registry.promote("digits", 2, who="ada", accept_unproven=True).changed
 
@@ -172,7 +174,7 @@ def test_aliases_behave_like_a_stack_of_versions(tmp_path_factory, digest, steps
         stack = [1]
         for step in steps:
             if step:
-                registry.promote("digits", step, who="ada")
+                registry.promote("digits", step, who="ada", accept_unproven=True)
                 stack += [step] if stack[-1] != step else []
             elif len(stack) > 1:
                 registry.rollback("digits", who="ada")

@@ -196,7 +196,7 @@ class Registry:
             why: the reason, for the history.
             note: what people should know about this version.
             version: a number to use in place of the next one; it must be above all that exist.
-            unproven: the release lacks evidence; see ``promote``.
+            unproven: the release lacks evidence that it should have; so does one without any. See ``promote``.
 
         Raises:
             InvalidInput: a name, digest or text that is not allowed.
@@ -223,7 +223,7 @@ class Registry:
             connection.execute(
                 insert(VERSIONS).values(
                     model_id=model_id, version=number, bundle=bundle, release=release_digest, created=at,
-                    created_by=who, note=note, unproven=unproven,
+                    created_by=who, note=note, unproven=unproven or not evidence,
                     evidence=canonical_json([asdict(row) for row in evidence]).decode(),
                 )
             )  # fmt: skip

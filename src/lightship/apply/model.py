@@ -1,0 +1,201 @@
+"""Use a released model in this process: verified, self-tested, then a function from image to answer.
+
+What a server does before it answers is done here too: signatures and digests are recomputed, only the bytes that were
+checked are loaded, and the golden examples must give on this machine what they gave when the model was released.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from lightship.apply.answers import Answer
+from lightship.apply.images import Image, raw_of
+from lightship.bundle.arrays import array_from_npy
+from lightship.bundle.manifest import Expected, Manifest, Variant
+from lightship.bundle.store import BundleReader
+from lightship.data.home import Home
+from lightship.engine.runner import EngineOptions, Runner, load_runner
+from lightship.errors import BundleRefused, InvalidInput, LightshipError, NotFound
+from lightship.registry.releases import read_release
+from lightship.registry.resolve import Resolved
+from lightship.tasks.registry import load_task
+from lightship.tasks.task import Raw, Task
+from lightship.types import Json, Verdict
+from lightship.validate.checks.golden import check_golden
+
+__all__ = ["Model", "load"]
+
+BATCH_ROWS = 32
+
+
+def load(reference: str, *, home: Home | Path | None = None) -> Model:
+    """Load a released model into this process.
+
+    Args:
+        reference: ``digits`` (its production), ``digits@staging`` or ``digits:3``.
+        home: where the registry and the store are; by default what LIGHTSHIP_HOME names, else the user's data folder.
+
+    Raises:
+        NotFound: no such registry, name, alias or version.
+        BundleRefused: bytes, digests, signatures or golden examples do not agree.
+    """
+    where = home if isinstance(home, Home) else Home(home) if home is not None else Home.from_environment()
+    release = read_release(where, reference)
+    bundle, manifest = release.bundle, release.bundle.manifest
+    variant = manifest.variant(manifest.default)
+    if variant is None:
+        raise BundleRefused(f"The bundle {bundle.digest} has no variant {manifest.default!r}, its default.")
+    task = load_task(manifest.task.name, manifest.task.codec_version, manifest.task.config)
+    runner = load_runner(bundle.read(variant.graph), engine=variant.engine, options=_options(variant.options))
+    try:
+        _self_test(bundle, variant, task, runner)
+    except BaseException:
+        runner.close()
+        raise
+    return Model(release.resolved, manifest, task, runner)
+
+
+class Model:
+    """A loaded model; made by ``load``. A context manager; safe to share between threads.
+
+    Attributes:
+        name: in the registry.
+        version: likewise.
+        bundle: digest of the bundle, ``sha256:<hex>``.
+        task: encodes images and decodes answers.
+    """
+
+    def __init__(self, resolved: Resolved, manifest: Manifest, task: Task, runner: Runner) -> None:
+        self.name = resolved.name
+        self.version = resolved.version
+        self.bundle = resolved.bundle
+        self.variant = manifest.default
+        self.task = task
+        self._runner: Runner | None = runner
+        self._least_rows, self._most_rows = manifest.interface.proven.get("batch", (1, 1))
+        self._closing = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}:{self.version}, {self.task.name}, variant {self.variant!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.task.labels
+
+    def close(self) -> None:
+        """Free the graph."""
+        with self._closing:
+            runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def predict(self, image: Image) -> Answer:
+        """Return the answer to one image.
+
+        Args:
+            image: bytes of a PNG, JPEG or WebP file, the path of one, or uint8 (height, width[, 1 or 3]).
+
+        Raises:
+            InvalidInput: the image cannot be used; its subclasses say why.
+            NotFound: there is no file at the path.
+        """
+        return self._run([self._encode(None, image)])[0]
+
+    def predict_many(self, images: Iterable[Image], *, batch_rows: int = BATCH_ROWS) -> list[Answer]:
+        """Return one answer an image, in their order.
+
+        Args:
+            images: as for ``predict``; read in batches, so a generator of many paths takes little memory.
+            batch_rows: rows for the engine at once, at least 1; never more than what the release was tested with.
+
+        Raises:
+            InvalidInput: an image cannot be used; the message says which. Nothing is answered then.
+        """
+        return list(self.answers(images, batch_rows=batch_rows))
+
+    def answers(self, images: Iterable[Image], *, batch_rows: int = BATCH_ROWS) -> Iterator[Answer]:
+        """Yield what ``predict_many`` returns, as batches are done."""
+        if batch_rows < 1:
+            raise InvalidInput(f"`batch_rows` of `predict_many` must be at least 1. Got {batch_rows}.")
+        numbered = enumerate(images)
+        while batch := [self._encode(number, image) for number, image in islice(numbered, self._rows(batch_rows))]:
+            yield from self._run(batch)
+
+    def _rows(self, wanted: int) -> int:
+        return max(1, min(wanted, self._most_rows))
+
+    def _encode(self, number: int | None, image: Image) -> dict[str, np.ndarray]:
+        try:
+            return self.task.encode(raw_of(image))
+        except (InvalidInput, NotFound) as exc:
+            if number is None:
+                raise
+            raise type(exc)(f"Image {number} (counted from 0): {exc}") from exc
+
+    def _run(self, rows: list[dict[str, np.ndarray]]) -> list[Answer]:
+        runner = self._runner
+        if runner is None:
+            raise LightshipError(f"The model {self.name}:{self.version} was closed. Load it again.")
+        # A graph that was proven from some number of rows up gets the last row again until there are as many.
+        padded = rows + [rows[-1]] * (self._least_rows - len(rows))
+        outputs = runner.run({name: np.stack([row[name] for row in padded]) for name in rows[0]})
+        decoded = self.task.decode(outputs)[: len(rows)]
+        if len(decoded) != len(rows):
+            raise LightshipError(f"{self!r} gave {len(decoded)} answers to {len(rows)} images. It cannot be used.")
+        return [Answer.from_json(value, model=self.name, version=self.version) for value in decoded]
+
+
+def _options(options: Mapping[str, Json]) -> EngineOptions:
+    known: dict[str, type] = {"threads": int, "optimization": str, "spin": bool}
+    for name, value in options.items():
+        if type(value) is not known.get(name):
+            raise BundleRefused(
+                f"The engine option {name!r} = {value!r} of the bundle is not known here. Known: {', '.join(known)}. "
+                "Use the version of Lightship that made the bundle, or a newer one."
+            )
+    return EngineOptions(**options)  # type: ignore[arg-type]  # the loop above has checked them
+
+
+def _self_test(bundle: BundleReader, variant: Variant, task: Task, runner: Runner) -> None:
+    """Refuse a model that does not answer its golden examples here as it did when it was released."""
+    golden = bundle.manifest.golden
+    if not golden.inputs:
+        return
+    raws: list[Raw] = [bundle.read(path) for path in golden.inputs]
+    expected: Expected = golden.expected[variant.name]
+    least = bundle.manifest.interface.proven.get("batch", (1, 1))[0]
+
+    for output, path in expected.outputs.items():
+
+        def run(rows: np.ndarray, output: str = output) -> np.ndarray:
+            # Row by row, as single requests come; a graph may give other last bits in another batch.
+            one_by_one = [runner.run({task.inputs[0].name: np.repeat(row[None], least, axis=0)}) for row in rows]
+            return np.concatenate([outputs[output][:1] for outputs in one_by_one])
+
+        found = check_golden(
+            task,
+            raws,
+            array_from_npy(bundle.read(path), what=path),
+            run,
+            tolerance=float(expected.tolerance),
+            names=golden.inputs,
+            subjects={},
+        )
+        if found.verdict is not Verdict.PASSED:
+            raise BundleRefused(
+                f"The self-test of variant {variant.name!r} failed on this machine. {found.summary}. "
+                "See what differs with `lightship verify`; the model is not used."
+            )

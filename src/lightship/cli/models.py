@@ -1,0 +1,229 @@
+"""``models``, ``show``, ``promote``, ``rollback`` and ``history``: what there is, what is live, and who decided it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from lightship.cli.table import say_table
+
+if TYPE_CHECKING:
+    from lightship.registry.database import Registry
+    from lightship.registry.records import AliasMove, HistoryCheck, HistoryEntry, Live, ModelRecord, VersionRecord
+
+__all__ = ["history", "models", "promote", "rollback", "show"]
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_alias_option = click.option("--alias", default="production", show_default=True, help="The alias to move.")
+_why_option = click.option("--why", default="", help="The reason; it is kept in the history.")
+
+
+@click.command()
+@_json_option
+def models(as_json: bool) -> None:
+    """List the models of this home: versions and where the aliases point."""
+    from lightship.data.home import Home
+
+    found: tuple[ModelRecord, ...] = ()
+    if Home.from_environment().registry.exists():
+        with _open() as registry:
+            found = registry.models()
+    if as_json:
+        click.echo(json.dumps({"models": [asdict(model) for model in found]}))
+        return
+    if not found:
+        click.echo("There is no model yet. Release one with: lightship ship RECIPE.toml", err=True)
+        return
+    say_table(
+        ("NAME", "VERSIONS", "LATEST", "ALIASES"),
+        (
+            (model.name, str(model.versions), str(model.latest), _pairs(model.aliases.items()))
+            for model in found
+        ),
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("reference", metavar="NAME[@ALIAS|:VERSION]")
+@_json_option
+def show(reference: str, as_json: bool) -> None:
+    """Show one version, its digests and its evidence, and which other versions there are.
+
+    A bare NAME shows its production.
+    """
+    with _open() as registry:
+        version = registry.find(reference)
+        versions = registry.versions(version.name)
+    if as_json:
+        others = [{"version": v.version, "created": v.created, "aliases": list(v.aliases)} for v in versions]
+        click.echo(json.dumps({**asdict(version), "versions": others}))
+        return
+    _say_version(version)
+    click.echo("")
+    say_table(
+        ("CHECK", "VERDICT", "SUMMARY", "DIGEST"),
+        ((row.check, row.verdict, row.summary, _short(row.digest)) for row in version.evidence),
+        title="Evidence",
+    )
+    click.echo("")
+    say_table(
+        ("VERSION", "CREATED", "BY", "ALIASES", "NOTE"),
+        (
+            (str(v.version), _minute(v.created), v.created_by, " ".join(v.aliases), v.note)
+            for v in versions
+        ),
+        title=f"Versions of {version.name}",
+    )  # fmt: skip
+
+
+@click.command()
+@click.argument("reference", metavar="NAME:VERSION")
+@_alias_option
+@_why_option
+@click.option("--accept-unproven", is_flag=True, help="Promote a version even if evidence for it is missing.")
+@_json_option
+def promote(reference: str, alias: str, why: str, accept_unproven: bool, as_json: bool) -> None:
+    """Point an alias at a version. Servers that serve the alias take it up.
+
+    NAME@ALIAS works too: `lightship promote digits@staging` makes production what staging is.
+    """
+    from lightship.registry.names import Reference
+
+    if not set(reference) & {":", "@"}:
+        raise click.UsageError(f"Say which version of {reference} to promote, e.g. {reference}:2.")
+    wanted = Reference.parse(reference)
+    with _open() as registry:
+        version = registry.find(str(wanted)).version
+        move = registry.promote(wanted.name, version, alias, who=_who(), why=why, accept_unproven=accept_unproven)
+    _say_move(move, as_json)
+
+
+@click.command()
+@click.argument("name")
+@_alias_option
+@_why_option
+@_json_option
+def rollback(name: str, alias: str, why: str, as_json: bool) -> None:
+    """Point an alias of NAME back at the version it had before. Done twice, it goes two versions back."""
+    with _open() as registry:
+        move = registry.rollback(name, alias, who=_who(), why=why)
+    _say_move(move, as_json)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="What was live then: 2026-03-01T12:00:00Z, or 2026-03-01 for the end of that day (UTC).",
+)
+@click.option("--verify", is_flag=True, help="Recompute the chain of hashes first; exit code 6 if it does not hold.")
+@_json_option
+def history(name: str | None, at: str | None, verify: bool, as_json: bool) -> None:
+    """Show who changed what, when and why, and what was live at a time. Without NAME: all models."""
+    with _open() as registry:
+        check = registry.verify_history() if verify else None
+        found = registry.history(name, at=at)
+    if as_json:
+        shown = {**asdict(found), "verified": None if check is None else {**asdict(check), "ok": check.ok}}
+        click.echo(json.dumps(shown))
+    else:
+        _say_live(found.live, at=found.at)
+        click.echo("")
+        _say_lines(found.entries)
+        if check is not None and check.ok:
+            click.echo(f"\n{check.count} lines verified. Head: {check.head}")
+    if check is not None:
+        _refuse_broken(check)
+
+
+def _open() -> Registry:
+    from lightship.data.home import Home
+    from lightship.errors import NotFound
+    from lightship.registry.database import open_database
+
+    home = Home.from_environment()
+    if not home.registry.exists():  # looking, or moving what is not there, must not make a registry
+        raise NotFound(f"There is no registry at {home.registry}. Release a model first: lightship ship RECIPE.toml")
+    return open_database(home)
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"uid {os.getuid()}"
+
+
+def _refuse_broken(check: HistoryCheck) -> None:
+    from lightship.errors import Refused
+
+    if not check.ok:
+        raise Refused("The history does not hold: " + " ".join(check.problems))
+
+
+def _say_move(move: AliasMove, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(move)))
+    elif not move.changed:
+        click.echo(f"{move.name}@{move.alias} is version {move.to_version} already; nothing was changed.")
+    elif move.from_version is None:
+        click.echo(f"{move.name}@{move.alias} is now version {move.to_version} (new alias).")
+    else:
+        click.echo(f"{move.name}@{move.alias} is now version {move.to_version} (was {move.from_version}).")
+
+
+def _say_version(version: VersionRecord) -> None:
+    status = "unproven: evidence is missing" if version.unproven else f"released on {len(version.evidence)} checks"
+    lines = {
+        f"{version.name}:{version.version}": " ".join(f"@{alias}" for alias in version.aliases) or "(no alias)",
+        "status": status,
+        "released": f"{_minute(version.created)} by {version.created_by}",
+        "note": version.note or "-",
+        "bundle": version.bundle,
+        "release": version.release,
+    }
+    width = max(map(len, lines))
+    for key, text in lines.items():
+        click.echo(f"{key:<{width}}  {' '.join(text.split())}")
+
+
+def _say_live(live: Iterable[Live], *, at: str | None) -> None:
+    say_table(
+        ("LIVE", "VERSION", "SINCE", "BUNDLE"),
+        ((f"{item.name}@{item.alias}", str(item.version), _minute(item.since), _short(item.bundle)) for item in live),
+        title="Live now" if at is None else f"Live at {at}",
+    )
+
+
+def _say_lines(entries: Iterable[HistoryEntry]) -> None:
+    say_table(
+        ("AT", "WHO", "WHAT", "MODEL", "CHANGE", "WHY"),
+        ((_minute(e.at), e.who, e.action, f"{e.name}:{e.version}", _change(e), e.why) for e in entries),
+        title="History",
+    )
+
+
+def _change(entry: HistoryEntry) -> str:
+    if entry.alias is None:
+        return ""
+    return f"@{entry.alias} {'-' if entry.from_version is None else entry.from_version} -> {entry.to_version}"
+
+
+def _pairs(aliases: Iterable[tuple[str, int]]) -> str:
+    return " ".join(f"{alias}={version}" for alias, version in aliases)
+
+
+def _minute(at: str) -> str:
+    """Return a moment without its microseconds."""
+    return f"{at[:19]}Z"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]

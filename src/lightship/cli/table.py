@@ -1,0 +1,33 @@
+"""A table for people on a terminal, and tab-separated lines for everything else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import click
+
+__all__ = ["say_table"]
+
+
+def say_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """Print rows to stdout: as a table on a terminal, else as lines of tab-separated fields, the columns' names first.
+
+    Args:
+        columns: their names.
+        rows: one text a column; tabs and line breaks in them become spaces, so that a line stays a row.
+        title: above the table, on a terminal only.
+    """
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            click.echo("\t".join(" ".join(field.split()) for field in row))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(field) for field in row))  # Text, so that "[red]" in a note is no markup
+    Console().print(table)
