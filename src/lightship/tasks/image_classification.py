@@ -25,7 +25,7 @@ PIXEL_MAX = 255.0
 """Pixels are divided by this before mean and std are applied."""
 
 MAX_SIDE = 4096
-_DECIMAL = re.compile(r"-?\d{1,6}(\.\d{1,9})?")
+_DECIMAL = re.compile(r"-?[0-9]{1,6}(\.[0-9]{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class ImageClassification:
 
     def __post_init__(self) -> None:
         _check_labels(self.labels)
-        if self.channels not in (1, 3):
+        if type(self.channels) is not int or self.channels not in (1, 3):
             raise InvalidInput(f"`channels` of {self.name} must be 1 or 3. Got {self.channels!r}.")
         for side in ("height", "width"):
             value = getattr(self, side)

@@ -152,7 +152,9 @@ def _read_webp(data: bytes) -> ImageHeader:
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     (size,) = struct.unpack_from("<I", data, 4)
     if size + 8 > len(data):
-        raise InvalidMedia(f"The WebP is truncated: it should have {size + 8} bytes and has {len(data)}.")
+        raise InvalidMedia(
+            f"The WebP is truncated: it should have {size + 8} bytes and has {len(data)}. Send the whole file."
+        )
     at = 12
     while at + 8 <= size + 8:
         kind, length = struct.unpack_from("<4sI", data, at)
