@@ -123,6 +123,7 @@ def _work(
     settings = SearchSettings(objective=recipe.objective, pairs=recipe.pairs, batch=recipe.batch)
     selection = Rows(prepared.images("selection"), prepared.labels("selection"))
     path, graph = given
+    candidates: tuple[Candidate, ...] = ()
     if path is not None and graph is not None:
         candidates = (
             measure_file(
@@ -139,8 +140,6 @@ def _work(
             named=recipe.variant != "auto",
             progress=bench.progress,
         )
-    else:
-        candidates = ()
     correct = count_correct(load_runner(trained.reference, options=EngineOptions(threads=settings.threads)), selection)
     (folder / "reference.json").write_text(json.dumps({"correct": correct}))
     for candidate in candidates:

@@ -137,7 +137,8 @@ def _work(bench: Bench, prepared: Prepared, folder: Path, scratch: Path) -> None
 def _record_golden(prepared: Prepared, folder: Path, run: Any) -> None:
     """Keep a few validation rows of each class as files, with what the trained model answers to them."""
     folder.mkdir()
-    names, images = [], []
+    names: list[str] = []
+    images: list[np.ndarray] = []
     taken = dict.fromkeys(prepared.task.labels, 0)
     for row in prepared.rows("validation"):
         if taken[row.label] < _GOLDEN_PER_CLASS and len(names) < _MOST_GOLDEN:
