@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ _TITLES = {
     "parity": "The graph answers as the trained model does",
     "golden": "Preprocessing is what it was at training",
     "shapes": "Batch sizes",
+    "search": "What was tried",
     "overfitting": "Training against validation",
     "noninferiority": "The variant is as accurate as the reference",
     "class_harm": "No class is harmed",
@@ -63,10 +65,18 @@ def write_report(
     from lightship.validate.report.page import render_page
 
     facts = report_facts(bench, prepared, trained, optimized, validated, released)
-    page = bench.home.runs / bench.recipe.name / "report.html"
+    folder = bench.home.runs / bench.recipe.name
+    _show_held_out(validated, folder / "held-out")
+    page = folder / "report.html"
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_suffix(".json"), render_json(facts).encode())
     return page
+
+
+def _show_held_out(validated: Validated, folder: Path) -> None:
+    """Put the held-out images at a path that stays the same from run to run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(validated.held_out, folder)
 
 
 def report_facts(
@@ -101,7 +111,7 @@ def report_facts(
         evidence=_evidence(validated, released),
         lineage=_lineage(prepared, trained, validated, released),
         machine=_machine(),
-        commands=_commands(bench, validated, released),
+        commands=_commands(bench, released),
         signer=released.signer if released else "",
     )
 
@@ -239,11 +249,11 @@ def _machine() -> tuple[tuple[str, str], ...]:
     return tuple((str(name), str(value)) for name, value in (*facts.items(), *named))
 
 
-def _commands(bench: Bench, validated: Validated, released: Released | None) -> tuple[tuple[str, str], ...]:
+def _commands(bench: Bench, released: Released | None) -> tuple[tuple[str, str], ...]:
     name = bench.recipe.name
     if released is None:
         return (("Judge again after a change", f"lightship validate {name}/recipe.toml"),)
-    image = next(iter(sorted(validated.held_out.iterdir())), Path("photo.png"))
+    image = next(iter(sorted((bench.home.runs / name / "held-out").iterdir())), Path("photo.png"))
     return (
         ("Serve it", f"lightship serve {name} --port 8080"),
         ("Ask in process", f"lightship predict {name} {image}"),

@@ -166,6 +166,7 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
         judging.golden(),
         judging.shapes(chosen),
         judging.overfitting(),
+        judging.search(chosen),
         *judging.evidence_about(judgement, chosen),
     )
     policy = judging.policy(chosen)
@@ -340,6 +341,22 @@ class _Judging:
             self._images,
             tolerance=self.tolerance,
             subjects=chosen.subjects,
+        )
+
+    def search(self, chosen: _Judgeable) -> Evidence:
+        """What was tried, how fast each variant is against the reference, and why each other one lost."""
+        optimize = self._bench.recipe.optimize
+        tried: list[Json] = [
+            {**each.to_json(), "sha256": sha256_hex(each.graph)} for each in self._optimized.candidates
+        ]
+        lost = "; ".join(f"{c.name}: {c.dropped}" for c in self._optimized.candidates if c.dropped)
+        return Evidence(
+            check="search",
+            verdict=Verdict.PASSED,
+            subjects=chosen.subjects,
+            summary=f"{len(tried)} variants tried" + (f". {lost}" if lost else ""),
+            measured={"candidates": tried, "reference_correct": self._optimized.reference_correct},
+            method={"objective": optimize.objective, "pairs": optimize.pairs, "batch": optimize.batch, "threads": 1},
         )
 
     def overfitting(self) -> Evidence:
