@@ -327,6 +327,6 @@ class ReportFacts:
 
 
 def render_json(facts: ReportFacts) -> str:
-    """Return the JSON twin of the page: indented, the same facts giving the same text, without NaN; write it as UTF-8."""
+    """Return the JSON twin of the page, to be written as UTF-8: the same facts give the same text, without NaN."""
     text = json.dumps(facts.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return _SURROGATES.sub("\ufffd", text)

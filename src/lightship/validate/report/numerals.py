@@ -21,6 +21,7 @@ __all__ = [
     "percent",
     "percent_range",
     "plain",
+    "rate",
     "size",
     "times",
     "times_range",
@@ -96,6 +97,11 @@ def size(size_bytes: int) -> str:
         if value < 999.5:
             return f"{_significant(value)}{_GAP}{unit}"
     return f"{_significant(value / 1000)}{_GAP}TB"
+
+
+def rate(value: float) -> str:
+    """Return a learning rate with three significant digits, very small ones as ``4.9e-05``."""
+    return f"{value:.3g}" if _known(value) else DASH
 
 
 def level(confidence: float) -> str:

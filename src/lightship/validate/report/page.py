@@ -86,6 +86,7 @@ def _environment() -> Environment:
         "plain": numerals.plain,
         "level": numerals.level,
         "loss": numerals.loss,
+        "rate": numerals.rate,
         "png": _png,
         "measured": _measured,
         "tally": _tally,

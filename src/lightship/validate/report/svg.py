@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
@@ -155,6 +155,10 @@ class Mark:
         point = Box(self.x - _MARK_RADIUS, self.y - _MARK_RADIUS, self.x + _MARK_RADIUS, self.y + _MARK_RADIUS)
         return point, Box(self.x - 3, self.top, self.x + 3, self.bottom)
 
+    def point_distance(self, box: Box) -> float:
+        """Return how far the point is from ``box``."""
+        return replace(self, top=self.y, bottom=self.y).distance(box)
+
     def distance(self, box: Box) -> float:
         """Return how far the nearest place of the point or its interval is from ``box``."""
         across = self.x - min(max(self.x, box.left), box.right)
@@ -163,6 +167,7 @@ class Mark:
 
 
 _MARK_RADIUS = 7.0
+_NEAR = 24.0
 _DIRECTIONS = ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1))
 _REACHES = (9.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0, 114.0, 136.0)
 
@@ -185,7 +190,9 @@ def place_labels(marks: Sequence[Mark], sizes: Sequence[tuple[float, float]], *,
 def _around(mark: Mark, size: tuple[float, float]) -> list[tuple[Box, float]]:
     """Places for a label, each with a price that grows with the way from the mark."""
     width, height = size
-    centers = [(mark.x, mark.top - 3 - height / 2, 12.0), (mark.x, mark.bottom + 3 + height / 2, 12.0)]
+    above, below, aside = mark.top - 3 - height / 2, mark.bottom + 3 + height / 2, max(0.0, width / 2 - 8)
+    centers = [(mark.x, above, 12.0), (mark.x, below, 12.0)]
+    centers += [(mark.x + shift, end, 14.0) for end in (above, below) for shift in (-aside, aside)]
     for reach in _REACHES:
         for across, down in _DIRECTIONS:
             away = reach * 0.75 if across and down else reach
@@ -198,6 +205,8 @@ def _cost(box: Box, mark: Mark, *, placed: Sequence[Box], others: Sequence[Mark]
     for other in (mark, *others):
         point, interval = other.boxes()
         cost += 2 * box.overlap(point) + box.overlap(interval)
-    if any(other.distance(box) < mark.distance(box) for other in others):
-        cost += 40  # it would be read as the name of its neighbor
-    return cost
+    # A label must not read as the name of a neighbor; of one in nearly the same place it cannot be kept away.
+    neighbors = [other for other in others if math.hypot(other.x - mark.x, other.y - mark.y) > _NEAR]
+    if any(other.distance(box) < mark.distance(box) + 4 for other in neighbors):
+        cost += 40
+    return cost + max(0.0, _NEAR - min((other.point_distance(box) for other in neighbors), default=_NEAR))
