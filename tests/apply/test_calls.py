@@ -224,7 +224,8 @@ def test_an_answer_that_is_none_is_an_error_with_a_hint(body):
     [
         ("digits", "/v2/models/digits"),
         ("a/../b?c#d e", "/v2/models/a%2F..%2Fb%3Fc%23d%20e"),
-        ("digits@staging", "/v2/models/digits%40staging"),
+        ("digits:3", "/v2/models/digits/versions/3"),
+        ("digits:../x", "/v2/models/digits/versions/..%2Fx"),
     ],
 )
 def test_a_name_stays_one_segment_of_the_path(model, path):
@@ -232,7 +233,13 @@ def test_a_name_stays_one_segment_of_the_path(model, path):
     assert next(metadata(model, retries=Retries())).path == path
 
 
-@pytest.mark.parametrize("model", ["", ".", ".."])
+def test_an_alias_is_no_name_for_a_server():
+    """The server decides which aliases it serves and follows; a client sees names and versions."""
+    with pytest.raises(InvalidInput, match="a name or a version"):
+        next(metadata("digits@staging", retries=Retries()))
+
+
+@pytest.mark.parametrize("model", ["", ".", "..", ":1"])
 def test_names_that_would_leave_the_path_are_refused(model):
     """Dots are not quoted in a path, so they are refused."""
     with pytest.raises(InvalidInput, match="must not be empty or dots"):

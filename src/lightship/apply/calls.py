@@ -147,7 +147,7 @@ class ModelMetadata:
 
 def predict(model: str, body: bytes, kind: str, *, retries: Retries) -> Call[Answer]:
     """Ask for the answer to one raw input of the media type ``kind``."""
-    reply = yield from _exchange("POST", f"/predict/{_segment(model)}", {"content-type": kind}, body, retries)
+    reply = yield from _exchange("POST", f"/predict/{_place(model)}", {"content-type": kind}, body, retries)
     value = _json(reply)
     members = value if isinstance(value, dict) else {}
     return Answer.from_json(
@@ -164,13 +164,13 @@ def infer(
     """Run the graph's own tensors through a model."""
     body, head_length = pack_request(inputs, outputs)
     headers = {"content-type": "application/octet-stream", HEAD_LENGTH: str(head_length)}
-    reply = yield from _exchange("POST", f"/v2/models/{_segment(model)}/infer", headers, body, retries)
+    reply = yield from _exchange("POST", f"/v2/models/{_place(model)}/infer", headers, body, retries)
     return unpack_response(reply.body, reply.headers.get(HEAD_LENGTH))
 
 
 def metadata(model: str, *, retries: Retries) -> Call[ModelMetadata]:
     """Ask what a model takes and gives."""
-    reply = yield from _exchange("GET", f"/v2/models/{_segment(model)}", {}, b"", retries)
+    reply = yield from _exchange("GET", f"/v2/models/{_place(model)}", {}, b"", retries)
     value = _json(reply)
     try:
         return ModelMetadata(
@@ -186,7 +186,7 @@ def metadata(model: str, *, retries: Retries) -> Call[ModelMetadata]:
 
 def ready(model: str | None, *, retries: Retries) -> Call[bool]:
     """Ask once whether the server, or one model of it, would answer now. No answer is a no."""
-    path = "/v2/health/ready" if model is None else f"/v2/models/{_segment(model)}/ready"
+    path = "/v2/health/ready" if model is None else f"/v2/models/{_place(model)}/ready"
     reply = yield Send("GET", path, {}, b"", retries.timeout_s)
     if isinstance(reply, Reply) and reply.status in {401, 403}:
         raise error_of(reply)
@@ -287,11 +287,17 @@ def _json(reply: Reply) -> Any:
         ) from exc
 
 
-def _segment(model: str) -> str:
-    """Return a model's name as one segment of a path, whatever is in it."""
-    if model.strip(".") == "":
+def _place(model: str) -> str:
+    """Return the path of ``name`` or ``name:version``; a name stays one segment of it, whatever is in it."""
+    name, _, version = model.partition(":")
+    if name.strip(".") == "":
         raise InvalidInput(f"A model's name must not be empty or dots. Got {model!r}.")
-    return quote(model, safe="")
+    if "@" in name:
+        raise InvalidInput(
+            f"A server is asked for a name or a version, such as digits or digits:3; it alone follows the aliases that "
+            f"it serves. Got {model!r}."
+        )
+    return quote(name, safe="") + (f"/versions/{quote(version, safe='')}" if version.strip(".") else "")
 
 
 def _version(value: object) -> int | None:

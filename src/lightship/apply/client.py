@@ -111,7 +111,7 @@ class Client:
         """Return the answer of ``model`` to one image.
 
         Args:
-            model: its name on the server.
+            model: its name on the server, or ``name:version``.
             image: bytes of a PNG, JPEG or WebP file, the path of one, or uint8 (height, width[, 1 or 3]).
 
         Raises:
