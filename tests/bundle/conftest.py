@@ -140,6 +140,7 @@ def parts() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shipped, Path]:
+    """A released bundle and its exported folder, made once and only read."""
     shipped = ship(tmp_path_factory.mktemp("shipped"))
     return shipped, shipped.export("folder")
 

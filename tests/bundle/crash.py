@@ -1,13 +1,14 @@
-"""Kill a publisher at each of its file system calls and look at what is left: ``python crash.py FOLDER``.
+"""Kill a publisher at each of its file system calls and look at what is left: ``python crash.py FOLDER STEP``.
 
 A child process builds, signs and exports a bundle, and kills itself with SIGKILL right before call number n, for
-n = 1, 2, … until it comes through. After each death: blobs are whole, the folder is absent or verifies, and the next
-run succeeds. Prints how often a child was killed, and in how many of these cases the folder was there.
+n = 1, 1 + STEP, … until it comes through. After each death: blobs are whole, the folder is absent or verifies, and
+the next run succeeds. Prints how often a child was killed, and in how many of these cases the folder was there.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import shutil
 import signal
@@ -81,22 +82,22 @@ def look(root: Path, conftest: ModuleType) -> bool:
     return there
 
 
-def main(base: Path) -> None:
-    """Kill at every call."""
+def main(base: Path, step: int) -> None:
+    """Kill at every ``step``-th call."""
     conftest = load_conftest()
     # A killed process loses nothing that the kernel has, so here the disk need not be waited for (it takes minutes).
     os.fsync = lambda _: None  # type: ignore[assignment]
     publish(base / "warm", conftest)  # imports are done before anything is counted
-    count = exported = 0
-    while True:
+    killed = exported = 0
+    for count in itertools.count(1, step):
         root = base / "case"
-        if not killed_at(count + 1, root, conftest):
+        if not killed_at(count, root, conftest):
             break
-        count += 1
+        killed += 1
         exported += look(root, conftest)
         shutil.rmtree(root)
-    sys.stdout.write(f"{count} {exported}\n")
+    sys.stdout.write(f"{killed} {exported}\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

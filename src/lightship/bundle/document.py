@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -43,6 +42,8 @@ MAX_INTEGER = 2**53 - 1
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of variants, engines, precisions, tasks and checks: safe in a path, a URL and a shell."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # category Cc and the two line separators
 _TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -94,7 +95,7 @@ def _check_tree(value: Json, *, what: str, depth: int) -> None:
         for item in value if isinstance(value, list) else (*value.keys(), *value.values()):
             _check_tree(item, what=what, depth=depth + 1)
     elif isinstance(value, str):
-        if any("\ud800" <= char <= "\udfff" for char in value):
+        if _SURROGATE.search(value):
             raise BundleRefused(f"{what} holds half of a surrogate pair, which is no text. Got {value[:40]!r}.")
     elif type(value) is int and abs(value) > MAX_INTEGER:
         raise BundleRefused(f"{what} may hold integers up to 2**53 - 1. Got one of {value.bit_length()} bits.")
@@ -145,7 +146,7 @@ def take_text(value: Json, *, at: str, max_chars: int = 1000) -> str:
         raise BundleRefused(f"{at} must be a string. Got {_kind(value)}.")
     if not 1 <= len(value) <= max_chars:
         raise BundleRefused(f"{at} must have 1 to {max_chars} characters. Got {len(value):,}.")
-    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in value):
+    if _CONTROL.search(value):
         raise BundleRefused(f"{at} must be one line without control characters. Got {value[:100]!r}.")
     return value
 

@@ -93,10 +93,10 @@ class Folder:
         return size, digest.hexdigest()
 
     def files(self) -> list[str]:
-        """Return the paths of all files, sorted.
+        """Return the paths of all files, sorted. An empty folder is listed too, with a ``/`` at its end.
 
         Raises:
-            BundleRefused: a link, a special file, an empty folder, too deep or too many entries.
+            BundleRefused: a link, a special file, too deep or too many entries.
         """
         found: list[str] = []
         self._walk(self._descriptor, "", depth=1, found=found, count=0)
@@ -118,7 +118,7 @@ class Folder:
                     self._check_file(path, entry.stat(follow_symlinks=False), max_bytes=None)
                     found.append(path)
         if empty and prefix:
-            raise BundleRefused(f"{prefix} in {self.root} is an empty folder, which no bundle has.")
+            found.append(prefix)
         return count
 
     def _walk_into(self, parent: int, name: str, path: str, *, depth: int, found: list[str], count: int) -> int:

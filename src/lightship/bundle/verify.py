@@ -179,6 +179,8 @@ def _check_presence(present: set[str], manifest: Manifest, release: Release, *, 
         raise BundleRefused(f"{missing[0]} is missing in {root}.")
     added = sorted(present - required)
     for path in added:
+        if path.endswith("/"):
+            raise BundleRefused(f"{path} in {root} is an empty folder, which no bundle has. Remove it.")
         if not _EVIDENCE_PATH.fullmatch(path):
             raise BundleRefused(
                 f"{path!r} in {root} is no part of the bundle: neither {MANIFEST_FILE} nor {RELEASE_FILE} names it. "
