@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -248,3 +251,22 @@ def free_url() -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@contextmanager
+def start_server(home: Home, name: str, *, log: Path) -> Iterator[tuple[str, Path]]:
+    """Serve a model as its own process; give (address, file with a key)."""
+    environment = {**os.environ, "LIGHTSHIP_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lightship.cli.main", "serve", name, "--port", "0", "--json"]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+    ):
+        try:
+            said = process.stdout.readline()
+            assert said, log.read_text()
+            key_file = next(line for line in log.read_text().splitlines() if "API key" in line).rpartition(": ")[2]
+            yield json.loads(said)["url"], Path(key_file)
+        finally:
+            process.terminate()
+            process.wait(timeout=20)

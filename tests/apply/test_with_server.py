@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.apply.conftest import TASK, gray, logits_of
+from tests.apply.conftest import TASK, gray, logits_of, start_server
 
 from lightship.apply.client import AsyncClient, Client
 from lightship.apply.model import load
@@ -23,25 +19,8 @@ from lightship.errors import InvalidInput, NotFound, Unauthenticated
 @pytest.fixture(scope="module")
 def server(shared_home, tmp_path_factory):
     """Return (address, file with a key) of a server of ``shades``."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    environment = {**os.environ, "LIGHTSHIP_HOME": str(shared_home.root), "OMP_NUM_THREADS": "1"}
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lightship.cli.main", "serve", "shades", "--port", "0", "--json"],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-        )
-    with process:
-        try:
-            said = process.stdout.readline()
-            assert said, log.read_text()
-            key_file = next(line for line in log.read_text().splitlines() if "API key" in line).rpartition(": ")[2]
-            yield json.loads(said)["url"], Path(key_file)
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
+    with start_server(shared_home, "shades", log=tmp_path_factory.mktemp("server") / "log") as started:
+        yield started
 
 
 @pytest.fixture
