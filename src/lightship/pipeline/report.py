@@ -64,9 +64,9 @@ def write_report(
     """Write ``report.html`` and its twin ``report.json`` for a release, or for a decision alone; return the page."""
     from lightship.validate.report.page import render_page
 
-    facts = report_facts(bench, prepared, trained, optimized, validated, released)
     folder = bench.home.runs / bench.recipe.name
     _show_held_out(validated, folder / "held-out")
+    facts = report_facts(bench, prepared, trained, optimized, validated, released)
     page = folder / "report.html"
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_suffix(".json"), render_json(facts).encode())

