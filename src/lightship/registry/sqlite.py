@@ -1,8 +1,9 @@
 """How the registry's SQLite file is opened, locked and distrusted. Standard library only: servers import this.
 
-SQLite 3.7.0 to 3.51.2 can lose a committed page when a write-ahead log is reset while another process begins to
-write. With such a version the file keeps a rollback journal (``DELETE``) and the strictest flushing (``EXTRA``: the
-folder too); from 3.51.3 on it is ``WAL`` with ``FULL``. Source: https://www.sqlite.org/wal.html, "The WAL-reset bug".
+The file keeps a rollback journal (``DELETE``) with the strictest flushing (``EXTRA``: the folder too). A write-ahead log
+would lose a committed page now and then with SQLite 3.7.0 to 3.51.2, when it is reset while another process begins to
+write (https://www.sqlite.org/wal.html, "The WAL-reset bug"); and with any version a reader could not open it in a home
+that may only be read, nor could the one file be copied as a backup. A registry has few writes, so it costs nothing.
 
 A file of the right name that is empty, cut short or no database is never opened for writing: it may be all that
 is left.
@@ -28,7 +29,6 @@ __all__ = [
     "connect_reader",
     "connect_writer",
     "damaged",
-    "durability",
     "revision_of",
     "write_lock",
 ]
@@ -41,12 +41,8 @@ HEAD = REVISIONS[-1]
 BUSY_MS = 5000
 LOCK_S = 30.0
 _POLL_S = 0.005
-_WAL_SAFE_FROM = (3, 51, 3)
-
-
-def durability(sqlite_version: tuple[int, ...] = sqlite3.sqlite_version_info) -> tuple[str, str]:
-    """Return (journal mode, synchronous) for a version of SQLite; see the module's text."""
-    return ("WAL", "FULL") if sqlite_version >= _WAL_SAFE_FROM else ("DELETE", "EXTRA")
+JOURNAL_MODE = "DELETE"
+SYNCHRONOUS = "EXTRA"
 
 
 def damaged(path: Path, reason: str) -> LightshipError:
@@ -134,7 +130,7 @@ def _undo_cut_off_write(path: Path) -> None:
 
 
 def connect_writer(path: Path, *, is_new: bool = False) -> sqlite3.Connection:
-    """Open a file to write it, with the safest settings that this SQLite allows. It must exist.
+    """Open a file to write it, with the safest settings. It must exist.
 
     Args:
         path: the file.
@@ -149,14 +145,13 @@ def connect_writer(path: Path, *, is_new: bool = False) -> sqlite3.Connection:
         _check_file(path)
     connection = _open(path, "rw")
     try:
-        journal, synchronous = durability()
-        got = connection.execute(f"PRAGMA journal_mode={journal}").fetchone()[0]
-        if got.upper() != journal:
+        got = connection.execute(f"PRAGMA journal_mode={JOURNAL_MODE}").fetchone()[0]
+        if got.upper() != JOURNAL_MODE:
             raise Unavailable(
-                f"The registry {path} is in journal mode {got!r} and {journal!r} is needed: SQLite "
-                f"{sqlite3.sqlite_version} is not safe otherwise. Close the other programs that have it open."
+                f"The registry {path} is in journal mode {got!r} and {JOURNAL_MODE!r} is needed. "
+                "Another program has changed it: close the programs that have it open."
             )
-        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute(f"PRAGMA synchronous={SYNCHRONOUS}")
     except BaseException:
         connection.close()
         raise
