@@ -128,12 +128,14 @@ def _exported(network: nn.Module, example: np.ndarray) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's chatter off stdout and out of the logs, and its known warnings out of the way."""
+    """Keep the exporter's chatter off stdout and out of the logs, and its known warning out of the way."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            # torch's own use of its own deprecated class (torch/utils/_pytree.py)
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             yield
     finally:
         log.setLevel(level)

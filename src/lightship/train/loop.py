@@ -141,7 +141,7 @@ class _Run:
             progress.advance(1, f"loss {point.validation_loss:.4f}, accuracy {point.validation_accuracy:.4f}")
         progress.done(f"best epoch {self.best_epoch} of {len(self.curves)}")
         return TrainedModel(
-            weights={name: tensor.numpy() for name, tensor in self.best.items()},
+            weights={name: tensor.numpy() for name, tensor in sorted(self.best.items())},
             settings=self.settings,
             shape=self.shape,
             curves=tuple(self.curves),

@@ -67,7 +67,7 @@ class TrainedModel:
     """The best weights of a training run.
 
     Attributes:
-        weights: name -> array, those of the best epoch.
+        weights: name -> array, sorted by name, those of the best epoch.
         settings: of the run.
         shape: of image and logits.
         curves: one point an epoch.
@@ -144,7 +144,7 @@ class TrainedModel:
                 f"{folder / 'model.safetensors'} does not have its recorded digest. Train the model again."
             )
         return cls(
-            weights=load(weights),
+            weights=dict(sorted(load(weights).items())),  # the library gives them in any order
             settings=TrainSettings(**facts["settings"]),
             shape=ModelShape(**facts["shape"]),
             curves=curves_from_json(facts["curves"]),
