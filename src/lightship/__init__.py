@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightship.version import __version__
+
 if TYPE_CHECKING:
-    from lightship.apply.model import Model as Model, load as load
+    from lightship.apply.model import Model as Model
+    from lightship.apply.model import load as load
     from lightship.pipeline.ship import ship as ship
 
 __all__ = ["Model", "__version__", "load", "ship"]
-
-__version__ = "0.1.0"
 
 _HOMES = {"Model": "lightship.apply.model", "load": "lightship.apply.model", "ship": "lightship.pipeline.ship"}
 

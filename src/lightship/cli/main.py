@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from lightship import __version__
 from lightship.errors import LightshipError, status_of
+from lightship.version import __version__
 
 __all__ = ["cli", "main"]
 

@@ -48,7 +48,7 @@ def canonical_json(value: Any) -> bytes:
     _refuse_floats(value, at="$")
     try:
         return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as exc:
+    except ValueError as exc:  # its own errors, and text that is not Unicode
         raise InvalidInput(f"A value cannot be written as canonical JSON: {exc}.") from exc
 
 

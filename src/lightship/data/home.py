@@ -68,7 +68,8 @@ class Home:
         """Create the root, the key folder and the others with the right modes; return self."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in (self.store, self.cache, self.runs, self.tuning, self.trust, self.logs):
-            path.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=True, mode=0o755)
+        self.trust.chmod(0o755)  # whatever the umask: nobody else may say who is trusted
         self.keys.mkdir(exist_ok=True, mode=0o700)
         self.keys.chmod(0o700)
         return self

@@ -15,7 +15,7 @@ from lightship.engine.machine import fingerprint
 from lightship.pipeline.bench import Bench
 from lightship.types import Interval, Verdict
 from lightship.validate.logits import labels_of
-from lightship.validate.metrics import class_metrics, confusion_matrix
+from lightship.validate.metrics import accuracy, class_metrics, confusion_matrix
 from lightship.validate.report.facts import (
     ClassFacts,
     ConfusionFacts,
@@ -61,13 +61,16 @@ def write_report(
     validated: Validated,
     released: Released | None,
 ) -> Path:
-    """Write ``report.html`` and its twin ``report.json`` for a release, or for a decision alone; return the page."""
+    """Write the page and its JSON twin, ``report`` for a release and ``decision`` for a decision alone; return the page.
+
+    A decision, above all a refusal, must not take the place of the report of what is released.
+    """
     from lightship.validate.report.page import render_page
 
     folder = bench.home.runs / bench.recipe.name
     _show_held_out(validated, folder / "held-out")
     facts = report_facts(bench, prepared, trained, optimized, validated, released)
-    page = folder / "report.html"
+    page = folder / ("report.html" if released else "decision.html")
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_suffix(".json"), render_json(facts).encode())
     return page
@@ -113,6 +116,7 @@ def report_facts(
         machine=_machine(),
         commands=_commands(bench, released),
         signer=released.signer if released else "",
+        gate_accuracy=accuracy(matrix, confidence=confidence),
     )
 
 

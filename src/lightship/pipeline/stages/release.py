@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightship import __version__
 from lightship.bundle.arrays import npy_from_array
 from lightship.bundle.build import build_bundle
 from lightship.bundle.manifest import REFERENCE, Expected, Golden, Variant
@@ -29,6 +28,7 @@ from lightship.pipeline.tolerance import golden_answers
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow
 from lightship.types import Interface, Json
+from lightship.version import __version__
 
 if TYPE_CHECKING:
     from lightship.registry.records import Registered

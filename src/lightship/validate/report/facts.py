@@ -280,6 +280,7 @@ class ReportFacts:
         reasons: why it was released or refused, one sentence each.
         lineage, machine: (name, value) in the order to show.
         commands: (label, command line): how to go on.
+        gate_accuracy: of the chosen variant on the gate part; those of ``variants`` are on the selection part.
         signer: who signed, as a person should read it, e.g. ``local key 3f9a…``; empty when nothing was signed.
     """
 
@@ -301,6 +302,7 @@ class ReportFacts:
     machine: tuple[tuple[str, str], ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     signer: str = ""
+    gate_accuracy: Interval | None = None
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form: what the page shows, unrounded."""
@@ -323,6 +325,7 @@ class ReportFacts:
             "machine": [[name, value] for name, value in self.machine],
             "commands": [[label, command] for label, command in self.commands],
             "signer": self.signer,
+            "gate_accuracy": _interval(self.gate_accuracy),
         }
 
 
