@@ -154,6 +154,17 @@ def test_loops_of_links_end_and_are_named(tmp_path):
     assert len(dataset.rows) == 9
 
 
+def test_folders_without_end_are_named(tmp_path):
+    """A thousand folders in one another are not walked to the bottom."""
+    put(tmp_path / "x" / "a.png")
+    put(tmp_path / "x" / "/".join("d" * 300) / "deep.png")
+
+    dataset = read_source("folder:.", base=tmp_path)
+
+    assert len(dataset.rows) == 1
+    assert [row.reason for row in dataset.bad] == [f"lies deeper than {sources.MAX_DEPTH} folders"]
+
+
 def test_a_link_to_an_image_is_an_image(tmp_path):
     """Data sets are often views made of links."""
     target = put(tmp_path / "store" / "1.png", b"pixels")

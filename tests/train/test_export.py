@@ -37,6 +37,11 @@ def test_graph_gives_the_networks_logits_for_any_batch(graph, trained, validatio
     assert np.abs(found - single).max() <= parity_tolerance(single, double)
 
 
+def test_one_row_is_enough_to_compare_on(trained, graph, validation):
+    """A small data set may have fewer rows than the batches that are tried; the graph is the same."""
+    assert export_onnx(trained, rows=validation.images[:1]) == graph
+
+
 def test_graph_has_the_tasks_interface(graph):
     """Names, dtypes, a free batch dimension, opset 20, weights inside."""
     interface = load_runner(graph).interface

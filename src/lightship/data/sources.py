@@ -37,6 +37,7 @@ __all__ = ["IMAGE_SUFFIXES", "PACKAGE_DATASETS", "PackageDataset", "read_source"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 64 << 20
 MAX_LINE_CHARS = 1 << 20
+MAX_DEPTH = 64
 _MAX_PACKAGE_BYTES = 64 << 20
 _IMAGE_COLUMNS = ("image", "path", "file", "filename")
 _SCHEMES = ("package", "folder", "csv", "parquet")
@@ -195,6 +196,9 @@ class _FolderWalk:
                 self._refuse(entry, "lies in no class folder; move it to a folder named after its class")
 
     def _visit(self, folder: Path, label: str, seen: set[tuple[int, int]]) -> None:
+        if len(folder.relative_to(self.root).parts) > MAX_DEPTH:
+            self._refuse(folder, f"lies deeper than {MAX_DEPTH} folders")
+            return
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
             self._refuse(folder, "is a link to a folder that was read already (a loop or a second way in)")

@@ -43,7 +43,7 @@ def export_onnx(model: TrainedModel, *, rows: np.ndarray | None = None) -> bytes
 
     Args:
         model: the trained model.
-        rows: float32 (at least 7, channels, height, width) to compare graph and network on, such as validation
+        rows: float32 (rows, channels, height, width) to compare graph and network on, such as validation
             rows; by default normally distributed values.
 
     Raises:
@@ -54,6 +54,8 @@ def export_onnx(model: TrainedModel, *, rows: np.ndarray | None = None) -> bytes
     if rows is None:
         size = (_PROBE_ROWS, shape.channels, shape.height, shape.width)
         rows = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    if len(rows) < max(_TRIED_BATCHES):  # a few rows, over and over, still fill a batch
+        rows = np.resize(rows, (max(_TRIED_BATCHES), *rows.shape[1:]))
     network = model.module()
     graph = _strip(_exported(network, rows[:2]))
     _check_graph(graph, network, rows[:_PROBE_ROWS])
