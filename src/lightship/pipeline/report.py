@@ -61,7 +61,7 @@ def write_report(
     validated: Validated,
     released: Released | None,
 ) -> Path:
-    """Write the page and its JSON twin, ``report`` for a release and ``decision`` for a decision alone; return the page.
+    """Write the page and its JSON twin: ``report`` for a release, ``decision`` for a decision alone. Return the page.
 
     A decision, above all a refusal, must not take the place of the report of what is released.
     """
@@ -166,7 +166,7 @@ def _variants(
                 latency_p99_ms=each.timing.b_ms.p99 if each.timing else None,
                 speedup=_inverse(each.timing.ratio) if each.timing else None,
                 chosen=each.name == validated.chosen,
-                verdict=outcome.verdict if outcome else Verdict.FAILED,
+                verdict=outcome.verdict if outcome else Verdict.UNPROVEN,
                 reason=outcome.reason if outcome else each.dropped,
             )
         )

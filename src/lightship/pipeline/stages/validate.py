@@ -78,10 +78,12 @@ class Validated:
         """The decision for people: one sentence, then why, each in one line."""
         if not self.decision.released:
             return (f"The gate refuses {self.chosen} ({self.decision.verdict}).", *self.decision.reasons)
-        accuracy = next(each for each in self.evidence if each.check == "accuracy")
-        speed = next((each.summary for each in self.evidence if each.check == "latency"), "")
-        dropped = [f"{each.name}: {each.reason}" for each in self.outcomes if each.name != self.chosen]
-        return (f"{self.chosen}: {accuracy.summary}", *([speed] if speed else []), *dropped)
+        found = {each.check: each for each in self.evidence}
+        lines = [f"The gate lets {self.chosen} through. {found['accuracy'].summary}."]
+        if self.chosen != REFERENCE:
+            lines += [found["noninferiority"].summary, found["latency"].summary]
+        lines += [f"{each.name} was not taken: {each.reason}" for each in self.outcomes if each.name != self.chosen]
+        return (*lines, found["search"].summary)
 
     @cached_property
     def graph(self) -> bytes:
