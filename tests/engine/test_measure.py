@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from lightship.engine.measure import interleaved, median_interval
+from lightship.engine.measure import PairedTiming, interleaved, median_interval
 from lightship.errors import InvalidInput
 
 
@@ -18,6 +20,7 @@ class Clock:
         self.calls: list[str] = []
 
     def __call__(self) -> float:
+        """Return the time, in seconds."""
         return self.now
 
     def work(self, name, seconds):
@@ -81,6 +84,14 @@ def test_noise_without_a_difference_shows_none():
     assert not timing.b_is_faster
     assert not timing.b_is_slower
     assert timing.words.startswith("no difference shown")
+
+
+def test_timing_survives_json():
+    """What is kept between stages comes back whole."""
+    clock = Clock()
+    timing = interleaved(clock.work("a", endless(1.0)), clock.work("b", endless(3.0)), pairs=10, warmup=0, clock=clock)
+
+    assert PairedTiming.from_json(json.loads(json.dumps(timing.to_json()))) == timing
 
 
 def test_percentiles_are_numpys():

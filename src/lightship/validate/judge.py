@@ -91,7 +91,8 @@ def judge(
     """Choose the variant to release.
 
     A candidate passes when non-inferiority is shown, no class is harmed, and, if speed was asked for, it is shown to be
-    faster. A *named* variant is judged alone, at the whole of alpha, and must pass, or nothing is released.
+    faster. A *named* variant is judged alone, at the whole of alpha; it stays chosen when it fails,
+    and the gate refuses it on its evidence. Nothing else is released in its place.
     Class harm is tested at the whole of alpha for every candidate: there a smaller level would protect less.
 
     Args:

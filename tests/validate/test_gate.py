@@ -1,0 +1,134 @@
+"""The policy and the gate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lightship.bundle.statement import Evidence
+from lightship.errors import GateRefused, InvalidInput
+from lightship.types import Verdict
+from lightship.validate.gate import apply_policy, policy_named, require
+
+POLICY = policy_named("standard", min_accuracy=0.955, margin=0.01)
+METHODS = {
+    "accuracy": {"min_accuracy": 0.955, "confidence": 0.95},
+    "noninferiority": {"margin": 0.01, "alpha": 0.05 / 3},
+}
+
+
+def evidence(check, verdict=Verdict.PASSED, **measured):
+    """Return evidence with the limits of the policy."""
+    return Evidence(check, verdict, {"reference": "0" * 64}, f"{check} was looked at", measured, METHODS.get(check, {}))
+
+
+def complete():
+    """Return all that the standard policy wants, by check."""
+    return {check: evidence(check) for check in POLICY.required}
+
+
+def test_complete_evidence_opens_the_gate():
+    """Everything required is there and passed."""
+    decision = apply_policy(POLICY, list(complete().values()))
+
+    assert (decision.released, decision.reasons) == (True, ())
+    require(decision, what="digits:1")
+
+
+@pytest.mark.parametrize("check", POLICY.required)
+@pytest.mark.parametrize("verdict", [Verdict.FAILED, Verdict.UNDECIDED, Verdict.UNPROVEN])
+def test_anything_but_passed_refuses(check, verdict):
+    """Each required check alone closes the gate; the reason names it and what to do."""
+    found = {**complete(), check: evidence(check, verdict)}
+
+    decision = apply_policy(POLICY, list(found.values()))
+
+    assert decision.verdict is verdict
+    assert decision.reasons[0].startswith(f"{check}: {verdict}, {check} was looked at. ")
+    assert len(decision.reasons) == 1
+
+
+@pytest.mark.parametrize("check", POLICY.required)
+def test_missing_evidence_is_unproven_and_refuses(check):
+    """A check that was not run lets nothing through."""
+    found = complete()
+    del found[check]
+
+    decision = apply_policy(POLICY, list(found.values()))
+
+    assert (decision.verdict, dict(decision.required)[check]) == (Verdict.UNPROVEN, Verdict.UNPROVEN)
+    assert decision.reasons == (
+        f"{check}: unproven, there is no such evidence. Run this check; the policy 'standard' needs it",
+    )
+
+
+def test_undecided_says_how_many_rows_would_decide():
+    """The number comes from the evidence."""
+    found = {**complete(), "noninferiority": evidence("noninferiority", Verdict.UNDECIDED, rows_needed=1411)}
+
+    with pytest.raises(GateRefused, match=r"digits is not released \(undecided\):\n- noninferiority.*1411 gate rows"):
+        require(apply_policy(POLICY, list(found.values())), what="digits")
+
+
+def test_one_failure_among_several_pieces_refuses():
+    """Two pieces of evidence of one check: both must have passed."""
+    decision = apply_policy(POLICY, [*complete().values(), evidence("golden", Verdict.FAILED)])
+
+    assert decision.verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("check", "method", "words"),
+    [
+        ("accuracy", {"min_accuracy": 0.5, "confidence": 0.95}, "judged with min_accuracy 0.5, the policy says 0.955"),
+        ("accuracy", {"min_accuracy": 0.955, "confidence": 0.5}, "judged with confidence 0.5"),
+        ("noninferiority", {"margin": 0.2, "alpha": 0.01}, "judged with margin 0.2"),
+        ("noninferiority", {"margin": 0.01, "alpha": 0.2}, "judged with alpha 0.2"),
+        ("noninferiority", {}, "does not say its margin"),
+    ],
+)
+def test_evidence_by_laxer_limits_proves_too_little(check, method, words):
+    """``passed`` at a margin of 20 points is not what the policy asked for."""
+    found = {**complete(), check: replace(evidence(check), method=method)}
+
+    decision = apply_policy(POLICY, list(found.values()))
+
+    assert (decision.verdict, words in decision.reasons[0]) == (Verdict.UNPROVEN, True)
+
+
+def test_reported_checks_refuse_nothing():
+    """Over-fitting is shown."""
+    assert apply_policy(POLICY, [*complete().values(), evidence("overfitting", Verdict.FAILED)]).released
+
+
+def test_reference_needs_no_comparison_with_itself():
+    """Its policy leaves out what is about a variant."""
+    found = [item for check, item in complete().items() if check not in ("noninferiority", "class_harm")]
+
+    assert apply_policy(POLICY.for_reference(), found).released
+    assert not apply_policy(POLICY, found).released
+
+
+def test_speed_is_required_when_it_was_asked_for():
+    """Then no latency evidence is no release."""
+    policy = policy_named("standard", min_accuracy=0.955, margin=0.01, speed_asked=True)
+
+    assert not apply_policy(policy, list(complete().values())).released
+
+
+def test_policy_is_written_without_floats():
+    """The release record holds decimals as strings."""
+    written = json.loads(json.dumps(POLICY.to_json()))
+
+    assert (written["min_accuracy"], written["margin"], written["name"]) == ("0.955", "0.01", "standard")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("strict", "Known: standard, structural"), ("standard", "needs `min_accuracy` and `margin`")]
+)
+def test_unknown_or_incomplete_policies_are_refused(name, message):
+    """A policy without numbers would prove nothing."""
+    with pytest.raises(InvalidInput, match=message):
+        policy_named(name)

@@ -1,0 +1,173 @@
+"""Which variant is released: real graphs, one of them crippled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lightship.engine.measure import PairedTiming, Percentiles, median_interval
+from lightship.engine.runner import load_runner
+from lightship.errors import GateRefused, InvalidInput
+from lightship.types import Verdict
+from lightship.validate.gate import Policy, apply_policy
+from lightship.validate.judge import REFERENCE, Candidate, judge
+
+LABELS = tuple(str(k) for k in range(5))
+SUBJECTS = {"reference": "0" * 64}
+CENTERS = np.random.default_rng(12).normal(size=(16, 5)).astype(np.float32)
+
+
+def timing(ratio):
+    """Return a measured time ratio against the reference, to within 1 %."""
+    ratios = np.linspace(ratio * 0.99, ratio * 1.01, 50)
+    return PairedTiming(median_interval(ratios), Percentiles(1, 2), Percentiles(1, 2), 50, 5)
+
+
+def logits_of(weights, rows):
+    """Run ``rows @ weights`` as a real graph."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(weights.astype(np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return load_runner(model.SerializeToString()).run({"x": rows})["y"]
+
+
+@pytest.fixture(scope="module")
+def gate():
+    """1,000 gate rows: truth, rows and the reference's logits, right on nearly all."""
+    rng = np.random.default_rng(13)
+    truth = rng.integers(0, 5, size=1000)
+    unit = CENTERS / (CENTERS**2).sum(axis=0)
+    rows = (unit.T[truth] + rng.normal(scale=0.06, size=(1000, 16))).astype(np.float32)
+    return truth, rows, logits_of(CENTERS, rows)
+
+
+def faithful(gate, name="int8", ratio=0.5, noise=1e-3):
+    """Return a candidate whose weights were rounded a little."""
+    weights = CENTERS + np.random.default_rng(14).normal(scale=noise, size=CENTERS.shape)
+    return Candidate(name, logits_of(weights, gate[1]), SUBJECTS, timing(ratio))
+
+
+def crippled(gate, name="wrecked", ratio=0.3):
+    """Return a candidate with the scale of one output channel, class 3, wrecked."""
+    weights = CENTERS.copy()
+    weights[:, 3] *= 0.4
+    return Candidate(name, logits_of(weights, gate[1]), SUBJECTS, timing(ratio))
+
+
+def decide(gate, candidates, **options):
+    """Judge with a margin of one point."""
+    return judge(gate[0], gate[2], candidates, labels=LABELS, margin=0.01, **options)
+
+
+def test_first_that_passes_is_chosen(gate):
+    """The next ones are not even looked at."""
+    found = decide(gate, [faithful(gate, "a"), faithful(gate, "b")])
+
+    assert found.chosen == "a"
+    assert [item.verdict for item in found.outcomes] == [Verdict.PASSED, Verdict.UNPROVEN]
+    assert found.outcomes[1].reason == "not judged: a passed before it"
+    assert {item.check for item in found.evidence} == {"noninferiority", "class_harm", "latency"}
+
+
+def test_crippled_graph_is_dropped_by_name_of_the_class_that_lost_most(gate):
+    """The fast one is wrecked, the second is taken."""
+    found = decide(gate, [crippled(gate), faithful(gate)])
+
+    assert found.chosen == "int8"
+    assert found.outcomes[0].verdict is Verdict.FAILED
+    assert found.outcomes[0].reason.startswith("Class '3' lost most")
+    assert {item.check: item.verdict for item in found.outcomes[0].evidence}["noninferiority"] is Verdict.FAILED
+
+
+def test_reference_stays_when_no_candidate_passes(gate):
+    """An honest result, with one reason each and no evidence about a variant."""
+    found = decide(gate, [crippled(gate), faithful(gate, "slow", ratio=1.4), faithful(gate, "same", ratio=1.0)])
+
+    assert (found.chosen, found.evidence) == (REFERENCE, ())
+    assert [item.verdict for item in found.outcomes] == [Verdict.FAILED, Verdict.FAILED, Verdict.UNDECIDED]
+    assert "1.40 times as slow" in found.outcomes[1].reason
+    assert "no difference shown" in found.outcomes[2].reason
+
+
+def test_speed_is_ignored_when_it_was_not_asked_for(gate):
+    """A smaller variant may be slower."""
+    assert decide(gate, [faithful(gate, ratio=1.4)], speed_asked=False).chosen == "int8"
+
+
+def test_speed_that_was_not_measured_is_not_shown(gate):
+    """No timing, no release."""
+    found = decide(gate, [Candidate("int8", gate[2], SUBJECTS)])
+
+    assert (found.chosen, found.outcomes[0].reason) == (REFERENCE, "its speed was not measured")
+
+
+def test_named_variant_that_passes_is_chosen_at_the_whole_of_alpha(gate):
+    """It is judged alone, so it does not share alpha."""
+    found = decide(gate, [crippled(gate), faithful(gate)], named="int8")
+
+    assert (found.chosen, found.alpha, len(found.outcomes)) == ("int8", 0.05, 1)
+
+
+def test_named_variant_that_does_not_pass_stays_chosen_for_the_gate_to_refuse(gate):
+    """Nothing else is released in its place; the gate says no on the evidence about it."""
+    found = decide(gate, [crippled(gate), faithful(gate)], named="wrecked")
+
+    policy = Policy("test", required=("noninferiority", "class_harm", "latency"), margin=0.01)
+    decision = apply_policy(policy, found.evidence)
+    assert found.chosen == "wrecked"
+    assert decision.verdict is Verdict.FAILED
+    assert any("Class '3' lost most" in reason for reason in decision.reasons)
+
+
+def test_reference_can_be_asked_for(gate):
+    """Then nobody looks at the candidates."""
+    assert decide(gate, [faithful(gate)], named=REFERENCE).outcomes == ()
+
+
+def test_candidates_share_alpha(gate):
+    """Three looks at the same rows, a third each."""
+    assert decide(gate, [faithful(gate)]).alpha == pytest.approx(0.05 / 3)
+
+
+def test_nan_in_a_candidate_is_a_failure_in_clear_words(gate):
+    """``argmax`` of NaN would be class 0."""
+    logits = gate[2].copy()
+    logits[7] = np.nan
+
+    found = decide(gate, [Candidate("int8", logits, SUBJECTS, timing(0.5))])
+
+    assert found.chosen == REFERENCE
+    assert found.outcomes[0].verdict is Verdict.FAILED
+    assert found.outcomes[0].reason == "1 of 1000 rows give NaN or infinite logits, the first is gate row 7"
+
+
+def test_nan_in_the_reference_stops_everything(gate):
+    """There is nothing to compare with, and nothing to fall back on."""
+    logits = gate[2].copy()
+    logits[3, 1] = np.inf
+
+    with pytest.raises(GateRefused, match="reference gives NaN or infinity on 1 of 1000 gate rows, first row 3"):
+        judge(gate[0], logits, [], labels=LABELS, margin=0.01)
+
+
+@pytest.mark.parametrize(
+    ("names", "named", "message"),
+    [
+        (["a", "b", "c", "d"], None, "At most 3 candidates.*Got 4: a, b, c, d"),
+        (["a", "a"], None, "different names"),
+        (["reference"], None, "none of them 'reference'"),
+        (["a"], "b", "no candidate 'b'. Candidates: a"),
+    ],
+)
+def test_impossible_lists_of_candidates_are_refused(gate, names, named, message):
+    """A fourth look would break the promise about alpha."""
+    candidates = [Candidate(name, gate[2], SUBJECTS, timing(0.5)) for name in names]
+
+    with pytest.raises(InvalidInput, match=message):
+        decide(gate, candidates, named=named)
