@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightship.bundle.arrays import array_from_npy, npy_from_array
+from lightship.errors import MissingExtra
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.stages.prepare import Prepared
@@ -18,7 +20,7 @@ from lightship.pipeline.stages.prepare import Prepared
 if TYPE_CHECKING:
     from lightship.train.trained import TrainedModel
 
-__all__ = ["GoldenExamples", "Trained", "train"]
+__all__ = ["GoldenExamples", "Trained", "require_torch", "train"]
 
 _GOLDEN_PER_CLASS = 2
 _MOST_GOLDEN = 64
@@ -102,7 +104,18 @@ def train(bench: Bench, prepared: Prepared) -> Trained:
     return Trained(finished, json.loads((finished.path / "scores.json").read_bytes()))
 
 
+def require_torch(*, needed_for: str) -> None:
+    """Refuse with the line that installs torch when it is not there.
+
+    Raises:
+        MissingExtra: the extra ``train`` is not installed.
+    """
+    if find_spec("torch") is None:
+        raise MissingExtra(extra="train", needed_for=needed_for)
+
+
 def _work(bench: Bench, prepared: Prepared, folder: Path, scratch: Path) -> None:
+    require_torch(needed_for="Training")
     from lightship.train.export import export_onnx, torch_outputs
     from lightship.train.loop import EncodedRows
     from lightship.train.loop import train as run

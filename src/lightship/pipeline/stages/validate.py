@@ -22,7 +22,7 @@ from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
-from lightship.pipeline.stages.train import Trained
+from lightship.pipeline.stages.train import Trained, require_torch
 from lightship.registry.database import open_database
 from lightship.types import Json, Verdict
 from lightship.validate.checks.accuracy import check_accuracy
@@ -218,6 +218,7 @@ class _Judging:
     """The checks of one look, over the same rows and the same loaded graphs."""
 
     def __init__(self, bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimized) -> None:
+        require_torch(needed_for="Comparing the graph with the trained model")
         from lightship.train.export import torch_outputs
 
         self._bench, self._prepared, self._trained, self._optimized = bench, prepared, trained, optimized
