@@ -81,6 +81,12 @@ def test_palette_images_have_their_colors():
     assert found.tolist() == [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 255, 0]]]
 
 
+def test_a_palette_image_without_its_palette_is_refused():
+    """Its indices mean no color."""
+    with pytest.raises(InvalidMedia, match="no palette"):
+        canonical_pixels(png(1, 1, bits=8, color=3, rows=b"\0\7"), channels=1)
+
+
 def test_sixteen_bits_keep_their_high_byte():
     """Grey and color alike, and with the color key ignored."""
     grey = png(2, 1, bits=16, color=0, rows=b"\0\x12\x34\xff\xff", extra=chunk(b"tRNS", b"\x12\x34"))

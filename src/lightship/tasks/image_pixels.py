@@ -116,6 +116,8 @@ def _decode(data: bytes) -> Image.Image:
         if image.size != (header.width, header.height):
             raise InvalidMedia(f"The {header.kind} contradicts its own header about its size. Send an intact file.")
         image.load()
+        if image.mode == "P" and image.palette is None:
+            raise InvalidMedia("The PNG has palette indices and no palette. Send an intact file.")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as exc:  # what Pillow's decoders raise
         raise InvalidMedia(f"The {header.kind} cannot be decoded: {exc}. Send an intact file.") from exc
     return _upright(_opaque(image, header), header.orientation)
