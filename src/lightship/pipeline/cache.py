@@ -95,8 +95,8 @@ class StageCache:
             return Finished(stage, key, final, skipped=True)
         temporary = self._root / f".tmp-{stage}-{key[:16]}-{os.getpid()}"
         scratch = self._root / f"{stage}-{key[:16]}.scratch"
-        for path in (temporary, final):
-            shutil.rmtree(path, ignore_errors=True)
+        self._discard(final)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         try:
@@ -109,6 +109,15 @@ class StageCache:
         fsync_dir(self._root)
         shutil.rmtree(scratch, ignore_errors=True)
         return Finished(stage, key, final, skipped=False)
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a result that is not whole; its name goes first, so a crash leaves no half of it under that name."""
+        doomed = self._root / f".tmp-discarded-{folder.name}-{os.getpid()}"
+        try:
+            folder.rename(doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _seal(self, folder: Path, stage: str, key: str, decided_by: Mapping[str, Json]) -> None:
         files: dict[str, Json] = {}
@@ -132,7 +141,7 @@ class StageCache:
             return bool(mark["key"] == key) and all(
                 digest_file(folder / name)[1] == digest for name, digest in mark["files"].items()
             )
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not what was written
             return False
 
     def _remove_leftovers(self) -> None:

@@ -17,11 +17,12 @@ from lightship.errors import InvalidRecipe
 
 __all__ = ["Data", "Gate", "Image", "Optimize", "Recipe", "Split", "Train", "load_recipe"]
 
-_NAME = re.compile(r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
+_LARGEST_SEED = 2**53 - 1  # what JSON carries exactly
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Split(_Section):
@@ -46,7 +47,7 @@ class Data(_Section):
     source: str = Field(description="package:…, folder:…, csv:… or parquet:…; paths are relative to the recipe")
     label_column: str = Field("label", description="the column of a table that holds the class")
     image_column: str | None = Field(None, description="the column that holds the image or its path")
-    seed: int = Field(0, ge=0, description="the split's seed")
+    seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="the split's seed")
     split: Split = Split()
 
 
@@ -75,7 +76,7 @@ class Train(_Section):
     scale: float = Field(0.0, ge=0, lt=1, description="augmentation: largest change of size, a fraction")
     patience: int = Field(8, ge=1, description="epochs without a better validation loss before stopping")
     monitor: Literal["loss", "accuracy"] = Field("loss", description="the validation value that says what is better")
-    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of weights, order and augmentation")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; part of the result, so it is fixed here")
 
 
@@ -83,7 +84,7 @@ class Optimize(_Section):
     """How variants are made and one is chosen."""
 
     variant: str = Field("auto", description="auto, reference, or the name of a pass whose variant must pass")
-    passes: tuple[str, ...] | None = Field(None, description="passes to try; default: all that are installed")
+    passes: tuple[str, ...] | None = Field(None, min_length=1, description="passes that auto tries; default: all")
     objective: Literal["latency", "size"] = Field("latency", description="what auto prefers")
     calibration_rows: int = Field(256, ge=1, le=100_000, description="training rows that fix int8 ranges")
     pairs: int = Field(200, ge=20, le=100_000, description="interleaved timing pairs per variant")
@@ -93,6 +94,13 @@ class Optimize(_Section):
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("passes")
+    @classmethod
+    def _differ(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value and len(set(value)) < len(value):
+            raise ValueError("each pass may stand there once")
+        return value
 
 
 class Gate(_Section):
@@ -106,7 +114,7 @@ class Gate(_Section):
 
 
 class Recipe(_Section):
-    """Everything that decides what is shipped. ``base`` is the recipe's folder."""
+    """Everything that decides what is shipped."""
 
     name: str = Field(description="the model's name in the registry")
     task: Literal["image-classification"] = Field("image-classification", description="what the model does")
@@ -119,7 +127,7 @@ class Recipe(_Section):
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        if not _NAME.match(value) or value.endswith(".raw"):
+        if not _NAME.fullmatch(value) or value.endswith(".raw"):
             raise ValueError("must be 1-64 of a-z 0-9 . _ -, begin and end with a letter or digit, not end with .raw")
         return value
 
@@ -132,7 +140,7 @@ def load_recipe(path: Path) -> Recipe:
             every such place with what was allowed.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except FileNotFoundError as exc:
         raise InvalidRecipe(f"There is no recipe {path}. Give the path of a .toml file.") from exc
     except (OSError, UnicodeDecodeError) as exc:
@@ -156,6 +164,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{place}: is missing."
     came = error["input"]
+    if error["type"] == "model_type":
+        return f"{place}: must be a table, [{place}]. Got {came!r}."
     return f"{place}: {error['msg'].removeprefix('Value error, ')}. Got {came!r}."
 
 

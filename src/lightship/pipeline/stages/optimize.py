@@ -70,7 +70,7 @@ def optimize(bench: Bench, prepared: Prepared, trained: Trained, *, variant: Pat
         "task": prepared.task.config(),
         "optimize": settings_json(settings),
         "passes": list(names),
-        "variant": sha256_hex(given) if given is not None else None,
+        "variant": [_variant_name(variant), sha256_hex(given)] if variant and given is not None else None,
         "code": code_digest("optimize", "engine", "tasks", "pipeline/stages/optimize.py"),
         "libraries": library_versions("onnx", "onnxruntime", "numpy"),
         "machine": fingerprint()["digest"],
@@ -105,7 +105,7 @@ def _read_graph(path: Path) -> bytes:
 def _pass_names(variant: str, passes: tuple[str, ...] | None) -> tuple[str, ...]:
     if variant == "reference":
         return ()
-    names = (passes or extension_names("passes")) if variant == "auto" else (variant,)
+    names = (extension_names("passes") if passes is None else passes) if variant == "auto" else (variant,)
     for name in names:
         load_pass(name)  # an unknown name is refused before anything is measured
     return names

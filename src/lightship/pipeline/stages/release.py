@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +18,9 @@ from lightship.bundle.manifest import REFERENCE, Expected, Golden, Variant
 from lightship.bundle.release import Release, sign_release
 from lightship.bundle.signing import PrivateKey, Signer, TrustStore
 from lightship.bundle.statement import sign_evidence
-from lightship.bundle.store import BlobStore
+from lightship.bundle.store import BlobStore, StoredBundle
 from lightship.engine.machine import fingerprint
+from lightship.errors import BundleRefused, NotFound
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.stages.prepare import Prepared
@@ -80,7 +82,7 @@ def release(bench: Bench, prepared: Prepared, trained: Trained, validated: Valid
             bench.recipe.name,
             bundle=built["bundle"],
             release=lambda version: store.put(sign_release(_record(bench, validated, built, version), key=key)),
-            who=getpass.getuser(),
+            who=_who(),
             evidence=[EvidenceRow(**row) for row in built["evidence"]],
             why="the gate passed",
             note=f"variant {validated.chosen}",
@@ -163,8 +165,25 @@ def _built(folder: Path) -> dict[str, Any]:
 
 
 def _is_stored(store: BlobStore, folder: Path) -> bool:
+    """Tell whether every blob of the bundle and its evidence is there, and whole."""
     built = _built(folder)
-    return store.has(built["bundle"]) and all(store.has(row["digest"]) for row in built["evidence"])
+    try:
+        bundle = StoredBundle(store, built["bundle"])
+        for file in bundle.manifest.files:
+            bundle.read(file.path)
+        for row in built["evidence"]:
+            store.get(row["digest"])
+    except (NotFound, BundleRefused):
+        return False
+    return True
+
+
+def _who() -> str:
+    """Return the user's name, or the number where there is none, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _record(bench: Bench, validated: Validated, built: dict[str, Any], version: int) -> Release:

@@ -17,6 +17,7 @@ from lightship.bundle.manifest import REFERENCE, TaskRef
 from lightship.bundle.statement import TASK_SUBJECT, Evidence
 from lightship.data.files import sha256_hex
 from lightship.engine.runner import EngineOptions, Runner, load_runner
+from lightship.errors import GateRefused
 from lightship.optimize.search import logits_of
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
@@ -116,7 +117,11 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
     """Judge the proposed variants on the gate rows, or take the decision that was made on the same bytes.
 
     A refusal is a result like any other: it is kept, and asking again does not look at the gate rows again.
+
+    Raises:
+        GateRefused: the variant that was named could not be made, so there is nothing to judge.
     """
+    _require_named(optimized)
     gate = bench.recipe.gate
     finished = bench.cache.run(
         "validate",
@@ -148,6 +153,15 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
         gate_looks=found["gate_looks"],
         created=found["created"],
     )
+
+
+def _require_named(optimized: Optimized) -> None:
+    if optimized.must_pass and not optimized.proposed:
+        why = "; ".join(f"{each.name}: {each.dropped}" for each in optimized.candidates)
+        raise GateRefused(
+            f"The variant that the recipe names is not there to be judged. {why}. "
+            "Name another one, or set `optimize.variant` to 'auto' or 'reference'."
+        )
 
 
 def _task_ref(prepared: Prepared) -> TaskRef:
