@@ -6,8 +6,8 @@ way round), the rest agree; (b, c) is multinomial with rates p_b, p_c, and the d
 - Outcomes are ordered by Tango's score statistic (Statistics in Medicine 17:891-908, 1998): the standardized distance
   of the observed drop from a hypothetical one, with the variance at the restricted maximum likelihood estimate.
 - The probability of "as extreme or more" is computed from the multinomial itself and maximized over the nuisance
-  parameter q = p_c along the line ``p_b = q + drop`` (Sidik, Computational Statistics & Data Analysis 41:475-481,
-  2003). So the level holds for every q and n, where a normal approximation only holds it on average.
+  parameter q = p_c along the line ``p_b = q + drop`` (Hsueh, Liu, Chen, Biometrics 57:478-483, 2001; Lloyd, Moldovan,
+  Statistics in Medicine 27:3540-3549, 2008). So the level holds for every q and n, where a normal approximation only holds it on average.
 - The line suffices for the whole hypothesis ``p_b - p_c >= margin``: a region that contains, with a point, all points
   with fewer losses or more gains (Barnard's convexity) is the likelier the smaller p_b and the larger p_c.
   ``Region`` is such a staircase by construction, so this does not rest on a property of the statistic.
@@ -203,11 +203,11 @@ def p_inferior(losses: int, gains: int, n: int, margin: float) -> float:
     return min(1.0, 1 - milder.extreme(margin, largest=False) + _SEARCH_ERROR)
 
 
-def critical_region(n: int, margin: float, alpha: float) -> Region | None:
+def critical_region(n: int, margin: float, alpha: float, *, near: float = 0.01) -> Region | None:
     """Return a region of outcomes that are released at level ``alpha``; ``None`` if not even (0, n) is.
 
-    It is the whole region of release, or misses scores at its very edge, so a power computed from it is never
-    too high.
+    It is the whole region of release, or misses scores at its very edge (its level is within ``near`` of alpha's on the
+    probit scale), so a power computed from it is never too high.
     """
 
     def excess(limit: float) -> float:
@@ -224,7 +224,7 @@ def critical_region(n: int, margin: float, alpha: float) -> Region | None:
     else:
         while excess(outside := outside + step) <= 0:
             inside, step = outside, 2 * step
-    return Region.up_to(_last_inside(excess, inside=inside, outside=outside, near=0.01), n, margin)
+    return Region.up_to(_last_inside(excess, inside=inside, outside=outside, near=near), n, margin)
 
 
 def drop_bound(losses: int, gains: int, n: int, alpha: float, *, margin: float) -> float:

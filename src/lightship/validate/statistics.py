@@ -61,8 +61,8 @@ def f1_interval(tp: int, fp: int, fn: int, confidence: float = 0.95) -> Interval
     """Return an interval of the F1 score of one class.
 
     ``F* = TP / (TP + FP + FN)`` is a binomial proportion given its denominator, and ``F1 = 2 F* / (1 + F*)`` grows with
-    it, so Wilson's limits of F* carry over (Takahashi, Yamamoto, Kuchiba, Koyama, Applied Intelligence 52:4961-4972,
-    2022; the transform is Flores, Schlatter et al. 2022). ``n`` is the denominator: rows that are of the class or were
+    it, so Wilson's limits of F* carry over (the transform: Hand, Christen, Kirielle, Machine Learning 110:451-456,
+    2021). ``n`` is the denominator: rows that are of the class or were
     given to it. Of no such rows nothing is known: [0, 1].
     """
     star = wilson(tp, tp + fp + fn, confidence)
@@ -269,7 +269,7 @@ def noninferiority(losses: int, gains: int, n: int, *, margin: float, alpha: flo
 
 
 def release_probability(n: int, *, p_loss: float, p_gain: float, margin: float, alpha: float) -> float:
-    """Return how probably the test releases a variant with these true rates, exactly (at most 0.005 z too low)."""
+    """Return how probably the test releases a variant with these true rates, exactly, or a little too low."""
     region = critical_region(n, margin, alpha)
     return 0.0 if region is None else region.probability(p_loss, p_gain)
 
