@@ -7,7 +7,8 @@ way round), the rest agree; (b, c) is multinomial with rates p_b, p_c, and the d
   of the observed drop from a hypothetical one, with the variance at the restricted maximum likelihood estimate.
 - The probability of "as extreme or more" is computed from the multinomial itself and maximized over the nuisance
   parameter q = p_c along the line ``p_b = q + drop`` (Hsueh, Liu, Chen, Biometrics 57:478-483, 2001; Lloyd, Moldovan,
-  Statistics in Medicine 27:3540-3549, 2008). So the level holds for every q and n, where a normal approximation only holds it on average.
+  Statistics in Medicine 27:3540-3549, 2008). So the level holds for every q and n, where a normal approximation only
+  holds it on average.
 - The line suffices for the whole hypothesis ``p_b - p_c >= margin``: a region that contains, with a point, all points
   with fewer losses or more gains (Barnard's convexity) is the likelier the smaller p_b and the larger p_c.
   ``Region`` is such a staircase by construction, so this does not rest on a property of the statistic.
