@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["GoldenExamples", "Trained", "require_torch", "train"]
 
 _GOLDEN_PER_CLASS = 2
+_FEWEST_GOLDEN = 16  # with few classes, more of each
 _MOST_GOLDEN = 64
 
 
@@ -153,8 +154,9 @@ def _record_golden(prepared: Prepared, folder: Path, run: Any) -> None:
     names: list[str] = []
     images: list[np.ndarray] = []
     taken = dict.fromkeys(prepared.task.labels, 0)
+    per_class = max(_GOLDEN_PER_CLASS, _FEWEST_GOLDEN // len(taken))
     for row in prepared.rows("validation"):
-        if taken[row.label] < _GOLDEN_PER_CLASS and len(names) < _MOST_GOLDEN:
+        if taken[row.label] < per_class and len(names) < _MOST_GOLDEN:
             taken[row.label] += 1
             suffix, data = prepared.task.golden(row.raw)
             names.append(f"{len(names):04d}{suffix}")
