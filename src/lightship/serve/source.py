@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightship.bundle.manifest import Manifest, Variant
-from lightship.bundle.signing import TrustStore
-from lightship.bundle.store import BlobStore, StoredBundle
-from lightship.bundle.verify import verify_stored
 from lightship.data.home import Home
 from lightship.errors import BundleRefused
-from lightship.registry.resolve import resolve
+from lightship.registry.releases import read_release
 from lightship.types import Interface
 
 __all__ = ["ModelSource", "read_source"]
@@ -56,10 +53,8 @@ def read_source(home: Home, reference: str) -> ModelSource:
         InvalidInput, NotFound: the reference.
         BundleRefused: a signature, a digest or a file is wrong; the message names it.
     """
-    resolved = resolve(home, reference)
-    store = BlobStore(home.store)
-    verify_stored(store, resolved.release, trust=TrustStore(home.trust), complete=False)
-    bundle = StoredBundle(store, resolved.bundle)
+    release = read_release(home, reference)
+    resolved, bundle = release.resolved, release.bundle
     manifest = bundle.manifest
     variant = next(variant for variant in manifest.variants if variant.name == manifest.default)
     expected = manifest.golden.expected.get(variant.name)
