@@ -62,7 +62,7 @@ def test_options_do_not_change_the_answer(linear_graph, options):
 
 def test_unknown_engine_is_refused_with_the_known_names(linear_graph):
     """A typing error is answered with what there is."""
-    with pytest.raises(NotFound, match=r"no engine 'onyx'.*onnxruntime"):
+    with pytest.raises(NotFound, match=r"'onyx' is among the engines.*onnxruntime"):
         load_runner(linear_graph, engine="onyx")
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 
-from lightship.errors import Conflict, InvalidInput, InvalidTensor, LightshipError, NotFound
+from lightship.errors import InvalidInput, InvalidTensor, LightshipError
+from lightship.extensions import load_extension
 from lightship.types import DTYPES, Dim, Interface, TensorSpec
 
 __all__ = ["Engine", "EngineOptions", "Runner", "check_inputs", "check_outputs", "load_runner"]
 
-GROUP = "lightship.engines"
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
 
 
@@ -80,20 +79,8 @@ def load_runner(graph: bytes, *, engine: str = "onnxruntime", options: EngineOpt
         InvalidInput: the bytes are no graph that the engine reads.
         Refused: the graph reaches outside of itself (external data, custom operators).
     """
-    factory = cast("Engine", _entry_point(engine).load())
+    factory: Engine = load_extension("engines", engine)
     return factory(graph, options=options or EngineOptions())
-
-
-def _entry_point(name: str) -> EntryPoint:
-    known = entry_points(group=GROUP)
-    # One entry point may be listed twice when a package is on the path twice; only two different ones are a conflict.
-    targets = {entry.value: entry for entry in known if entry.name == name}
-    if not targets:
-        names = ", ".join(sorted({entry.name for entry in known})) or "none"
-        raise NotFound(f"There is no engine {name!r}. Installed engines: {names}.")
-    if len(targets) > 1:
-        raise Conflict(f"Two packages bring an engine {name!r}: {', '.join(sorted(targets))}. Uninstall one of them.")
-    return next(iter(targets.values()))
 
 
 def check_inputs(interface: Interface, inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
