@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
 from lightship.bundle.arrays import npy_from_array
@@ -31,6 +33,17 @@ from lightship.tasks.image_classification import ImageClassification
 from lightship.types import Interface
 
 DEADLINE_S = 30.0
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run on uvloop, as the product does; the front's tests on asyncio's own loop too."""
+    if item.path.name == "test_front.py":
+        return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
 PROVEN_BATCH = 8
 
 

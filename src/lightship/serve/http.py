@@ -158,7 +158,7 @@ def _checked_head(
         target=collector.target.decode("ascii"),
         path=path,
         headers=headers,
-        keep_alive=parser.should_keep_alive(),
+        keep_alive=_keep_alive(headers, http_1_0=http_1_0),
         http_1_0=http_1_0,
         body_bytes=_body_length(headers, http_1_0=http_1_0),
         expects_continue=_expects_continue(headers, http_1_0=http_1_0),
@@ -175,6 +175,12 @@ def _path_of(method: str, target: bytes, limits: Limits) -> str:
     if not target.startswith(b"/") or b"#" in target or not target.isascii():
         raise HttpRefused(400, "The request target must be a path that starts with '/', without a fragment.")
     return target.partition(b"?")[0].decode("ascii")
+
+
+def _keep_alive(headers: Mapping[str, str], *, http_1_0: bool) -> bool:
+    # Not llhttp's answer: it forgets what the request said as soon as a request without a body is complete.
+    options = [option.strip() for option in headers.get("connection", "").lower().split(",")]
+    return "keep-alive" in options if http_1_0 else "close" not in options
 
 
 def _body_length(headers: Mapping[str, str], *, http_1_0: bool) -> int | None:

@@ -13,7 +13,6 @@ from typing import ClassVar, Protocol
 import msgspec
 import numpy as np
 
-from lightship import __version__
 from lightship.errors import InvalidTensor, LightshipError, NotFound, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.contracts.v2_codec import V2Codec, V2Request, V2Response
@@ -23,6 +22,7 @@ from lightship.serve.limits import Limits
 from lightship.serve.model import Answer, Catalog, ServedModel, Told, Work
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.types import Dim, TensorSpec
+from lightship.version import __version__
 
 __all__ = ["V2"]
 

@@ -126,15 +126,24 @@ class V2Codec:
     def _parse(self, text: bytes) -> Any:
         if text.lstrip(b" \t\r\n")[:1] != b"{":
             raise InvalidInput("The request must be a JSON object, without a byte order mark.")
-        parser = self._parser if len(text) <= _KEPT_PARSER_BYTES else simdjson.Parser()
+        if len(text) <= _KEPT_PARSER_BYTES:
+            try:
+                return self._parser.parse(text)
+            except ValueError as exc:
+                raise _not_json(exc) from None
+            except RuntimeError:
+                # A view of the last document is still alive (say, in the traceback of an error under way): the parser is
+                # its, we take another. simdjson has this class for integers beyond all bounds too, hence below again.
+                self._parser = simdjson.Parser()
         try:
-            return parser.parse(text)
-        except ValueError as exc:
-            raise InvalidInput(f"The request is not valid JSON: {str(exc).partition(':')[0]}.") from None
-        except RuntimeError:
-            # A view of the last document is still alive, e.g. in the traceback of an error under way.
-            self._parser = simdjson.Parser()
-            return self._parse(text)
+            return simdjson.Parser().parse(text)
+        except (ValueError, RuntimeError) as exc:
+            raise _not_json(exc) from None
+
+
+def _not_json(error: Exception) -> InvalidInput:
+    code = str(error).partition(":")[0]
+    return InvalidInput(f"The request is not valid JSON{f' ({code})' if code.isupper() else ''}.")
 
 
 def _split_body(body: bytes, headers: Mapping[str, str]) -> tuple[bytes | None, memoryview]:
