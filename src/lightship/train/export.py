@@ -21,11 +21,12 @@ from torch import nn
 from lightship.engine.runner import EngineOptions, load_runner
 from lightship.errors import InvalidTensor, LightshipError
 from lightship.train.trained import TrainedModel
+from lightship.validate.checks.parity import parity_tolerance
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["INPUT", "OPSET", "OUTPUT", "export_onnx", "parity_tolerance", "torch_outputs"]
+__all__ = ["INPUT", "OPSET", "OUTPUT", "export_onnx", "torch_outputs"]
 
 OPSET = 20
 INPUT = "image"
@@ -34,8 +35,6 @@ OUTPUT = "logits"
 _TRIED_BATCHES = (1, 2, 7)
 _PROBE_ROWS = 64
 _OUTPUT_BATCH = 256
-_TOLERANCE_FACTOR = 8
-_TOLERANCE_PERCENTILE = 99.9
 
 
 def export_onnx(model: TrainedModel, *, rows: np.ndarray | None = None) -> bytes:
@@ -80,19 +79,6 @@ def torch_outputs(model: nn.Module, images: np.ndarray) -> tuple[np.ndarray, np.
             f"Images must be float32 (rows, channels, height, width). Got {images.dtype} {images.shape}."
         )
     return _logits(_copy(model, torch.float32), images), _logits(_copy(model, torch.float64), images.astype(np.float64))
-
-
-def parity_tolerance(single: np.ndarray, double: np.ndarray) -> float:
-    """Return how far a faithful graph's logits may be from the network's: 8 x the 99.9th percentile of rounding error.
-
-    Args:
-        single: float32 logits of the network.
-        double: its float64 logits of the same rows.
-    """
-    error = np.abs(single.astype(np.float64) - double)
-    # Logits that happen to be exact would allow no error at all; one unit in the last place always is.
-    least = float(np.spacing(np.float32(np.abs(single).max())))
-    return max(_TOLERANCE_FACTOR * float(np.percentile(error, _TOLERANCE_PERCENTILE)), least)
 
 
 def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
