@@ -89,7 +89,7 @@ def show(reference: str, as_json: bool) -> None:
 @click.option("--accept-unproven", is_flag=True, help="Promote a version even if evidence for it is missing.")
 @_json_option
 def promote(reference: str, alias: str, why: str, accept_unproven: bool, as_json: bool) -> None:
-    """Point an alias at a version. Servers that serve the alias take it up.
+    """Point an alias at a version. A server reads the alias when it starts.
 
     NAME@ALIAS works too: `lightship promote digits@staging` makes production what staging is.
     """
