@@ -22,10 +22,12 @@ class Clock:
         self.now = 100.0
 
     def __call__(self) -> float:
+        """Return the time."""
         return self.now
 
 
 def bearer(key: str) -> str:
+    """Return the header for a key."""
     return f"Bearer {key}"
 
 

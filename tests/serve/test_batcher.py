@@ -13,10 +13,12 @@ from lightship.serve.batcher import BatchBounds, Batcher, Item
 def item(
     name: str, *, key: str = "a", rows: int = 1, size: int = 10, deadline: float = 30.0, alone: bool = False
 ) -> Item:
+    """Return an item whose payload is its name."""
     return Item(key=key, rows=rows, size_bytes=size, deadline_s=deadline, payload=name, alone=alone)
 
 
 def names(batch: list[Item]) -> list[str]:
+    """Return the names of a batch."""
     return [one.payload for one in batch]
 
 
@@ -246,6 +248,7 @@ def test_no_item_is_lost_doubled_reordered_or_run_too_late(steps):
 def check_batch(
     batch: list[Item], waiting: dict[int, Item], order: dict[int, int], now: float, bounds: BatchBounds
 ) -> None:
+    """Check a batch against all that waited: in time, of one key, most urgent first, within the bounds."""
     in_time = [one for one in waiting.values() if one.deadline_s > now]
     assert bool(batch) == bool(in_time)
     if not batch:

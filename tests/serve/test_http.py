@@ -12,11 +12,13 @@ from lightship.serve.limits import Limits
 
 
 def head(*lines: str, request: str = "POST /v2 HTTP/1.1", host: str | None = "localhost:8000") -> bytes:
+    """Return the bytes of a head."""
     fields = [*([f"Host: {host}"] if host is not None else []), *lines]
     return "\r\n".join((request, *fields, "", "")).encode("latin-1")
 
 
 def parse(data: bytes, limits: Limits | None = None):
+    """Parse a head with the default limits."""
     return parse_head(data, limits or Limits(), new_request_id="new-1")
 
 
@@ -140,6 +142,7 @@ def test_the_target_is_bounded(size, refused):
 
 
 def undo(data: bytes, *, limits: Limits | None = None, step: int = 1 << 20) -> tuple[bytes | None, bytes]:
+    """Feed chunked bytes piece by piece; return the body and what is left."""
     chunked, buffer, body = Chunked(limits or Limits()), bytearray(), None
     for start in range(0, len(data), step):
         buffer += data[start : start + step]

@@ -19,6 +19,7 @@ TOLERANCE = 2e-5  # batches of another size may add up in another order
 
 
 def png(image, seed: int) -> bytes:
+    """Return an image file by seed."""
     return png_bytes(image(seed)[:, :, None])
 
 
@@ -38,6 +39,7 @@ def http(server):
 
 
 def ask(client, images: np.ndarray, *, binary: bool, model: str = "digits") -> np.ndarray:
+    """Ask for logits with tritonclient."""
     given = triton.InferInput("image", images.shape, "FP32")
     given.set_data_from_numpy(images, binary_data=binary)
     wanted = [triton.InferRequestedOutput("logits", binary_data=binary)]
@@ -87,7 +89,7 @@ def test_tritonclient_gets_its_own_answers_among_many(server, runner, task, imag
         answers = list(pool.map(work, [sets[index::8] for index in range(8)]))
 
     ordered = [images for index in range(8) for images in sets[index::8]]
-    for images, answer in zip(ordered, sum(answers, []), strict=True):
+    for images, answer in zip(ordered, (answer for own in answers for answer in own), strict=True):
         np.testing.assert_allclose(answer, runner.run({"image": images})["logits"], atol=TOLERANCE, rtol=0)
 
 

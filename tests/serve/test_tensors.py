@@ -80,5 +80,5 @@ def test_rows_are_cut_out_and_joined_again(dtype):
 
 def test_a_tensor_with_the_wrong_number_of_bytes_is_refused():
     """Shape and dtype say how many there must be."""
-    with pytest.raises(InvalidTensor, match="must have 8 bytes. Got 7"):
+    with pytest.raises(InvalidTensor, match="must have 8 bytes"):
         unpack(PackedTensor("x", "FP32", (2,), b"1234567"))

@@ -33,16 +33,19 @@ def codec() -> V2Codec:
 
 
 def read(codec: V2Codec, body: bytes | dict, *, inputs=(X,), outputs=(Y,), length: int | str | None = None):
+    """Read a request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {} if length is None else {"inference-header-content-length": str(length)}
     return codec.read(data, headers, inputs, outputs)
 
 
 def one(data: object, *, shape=(1, 2), dtype: str = "FP32", **more: object) -> dict:
+    """Return a request with one JSON input."""
     return {"inputs": [{"name": "x", "shape": list(shape), "datatype": dtype, "data": data, **more}]}
 
 
 def values(request) -> list:
+    """Return the values of the first input."""
     return unpack(request.inputs[0]).tolist()
 
 
@@ -408,7 +411,7 @@ def test_wrong_binary_data_is_refused(codec, dtype, shape, tail, message):
 
 
 def test_data_and_binary_size_exclude_each_other(codec):
-    """Which of the two would it be?"""
+    """It would not be clear which of the two holds."""
     head = json.dumps(one([1, 2], parameters={"binary_data_size": 8})).encode()
     with pytest.raises(InvalidInput, match="not both"):
         read(codec, head + GOLDEN_TAIL, length=len(head))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lightship.errors import WorkerFailed
 from lightship.serve.wire import INLINE_BYTES, Channel, Done, RunTensors, TensorHead
+
+
+def open_descriptors() -> int:
+    """Return how many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def test_a_payload_arrives_joined_whatever_its_size(channels, size):
     """Small ones inline, large ones by memfd; no descriptor is left open."""
     data = np.random.default_rng(1).bytes(size)
     message = RunTensors(7, (1, 2), (TensorHead("x", "UINT8", (size,), size),))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
 
     channels[0].send(message, [data[: size // 3], b"", memoryview(data)[size // 3 :]])
     received = channels[1].receive()
@@ -35,7 +40,7 @@ def test_a_payload_arrives_joined_whatever_its_size(channels, size):
     assert received[0] == message
     assert bytes(received[1]) == data
     del received
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_messages_keep_their_borders(channels):
@@ -79,10 +84,13 @@ def test_a_full_socket_does_not_block_the_sender(channels):
     """A payload that no longer fits goes by descriptor; only when not even that fits is it an error."""
     channels[0].socket.setblocking(False)
     sent = 0
-    with pytest.raises(BlockingIOError):
-        for _ in range(1000):
+    try:
+        while sent < 1000:
             channels[0].send(RunTensors(sent, (), ()), [bytes(INLINE_BYTES)])
             sent += 1
+    except BlockingIOError:
+        pass
+    assert 0 < sent < 1000
 
     for number in range(sent):
         received = channels[1].receive()

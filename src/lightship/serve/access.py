@@ -47,7 +47,8 @@ class Role(StrEnum):
 
 Roles = frozenset[Role]
 OPEN: Roles = frozenset()
-"""The roles of a route that needs no key: liveness and readiness only."""
+"""The roles of a route that needs no key: liveness and readiness only. Compared by identity: an empty set of roles that
+somebody made by mistake is not this one."""
 ANY_KEY: Roles = frozenset(Role)
 
 

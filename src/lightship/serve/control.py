@@ -117,9 +117,11 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """Stop the thread."""
+        await asyncio.to_thread(self._started.wait, _START_S)  # uvicorn cannot be stopped before it has started
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
         await asyncio.to_thread(self._thread.join, 2.0)
+        self._sock.close()
 
     def _run(self) -> None:
         import uvicorn

@@ -110,8 +110,14 @@ class Work:
         """Tell the caller, once."""
         done, self._done = self._done, None
         self.inputs, self.raws = (), ()
-        if done is not None:
+        if done is None:
+            return
+        try:
             done(answer, error)
+        except Exception:
+            # One answer that cannot be written must not take the others of its batch with it.
+            log.exception("an answer could not be written")
+            done(None, LightshipError("The answer could not be written. The server's log tells why."))
 
     def cancel(self) -> None:
         """Nobody waits any more: leave the queue; a batch that runs already runs on without it."""
@@ -309,7 +315,9 @@ class ServedModel:
     @property
     def running(self) -> int:
         """Requests in the worker."""
-        return sum(len(batch.items) for batch in self._running.values())
+        return sum(
+            len(batch.items) for batch in list(self._running.values())
+        )  # also asked from the control plane's thread
 
     def admit(self, size_bytes: int) -> None:
         """Refuse a request before its body is read, if it would be refused after.

@@ -114,17 +114,18 @@ class Server:
         # The ports first: a port that is taken should be known before models are loaded.
         data, control = _listen(self.host, self.port), _listen(self.control_host, self.control_port)
         self.port, self.control_port = data.getsockname()[1], control.getsockname()[1]
+        # The control plane starts beside the models: whoever watches sees a server that is live and not yet ready.
+        self._control = ControlPlane(self, access=Access(self.options.key_file, clock=_monotonic), sock=control)
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._control.start())
                 for model in self.models:
                     group.create_task(model.start())
         except BaseExceptionGroup as exc:
             data.close()
-            control.close()
             await self._close_models()
+            await self._control.stop()
             raise _first_error(exc) from exc
-        self._control = ControlPlane(self, access=Access(self.options.key_file, clock=_monotonic), sock=control)
-        await self._control.start()
         self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG)
         return self
 

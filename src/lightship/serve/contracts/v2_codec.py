@@ -132,7 +132,7 @@ class V2Codec:
             except ValueError as exc:
                 raise _not_json(exc) from None
             except RuntimeError:
-                # A view of the last document is still alive (say, in the traceback of an error under way): the parser is
+                # A view of the last document is alive (say, in the traceback of an error under way): the parser is
                 # its, we take another. simdjson has this class for integers beyond all bounds too, hence below again.
                 self._parser = simdjson.Parser()
         try:
@@ -329,6 +329,7 @@ class _Reader:
         if len(array) > len(names):
             raise InvalidInput(f"'outputs' must have at most {len(names)} entries: {_names(names)}. Got {len(array)}.")
         wanted: dict[str, Wanted] = {}
+        entry: Any
         for index, entry in enumerate(array):
             at = f"outputs[{index}]"
             keys = _keys(entry, _OUTPUT_KEYS, at=at)
