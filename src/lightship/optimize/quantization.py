@@ -28,8 +28,12 @@ def quantize(graph: bytes, run: Callable[[Path, Path], None], *, name: str) -> b
         PassFailed: the quantizer raised, or gave a graph that is not valid ONNX.
     """
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    model = onnx.load_from_string(graph)
+    try:
+        model = onnx.load_from_string(graph)
+    except DecodeError as exc:
+        raise PassFailed(f"{name} cannot treat this graph: its bytes are no ONNX model.") from exc
     del model.graph.value_info[:]
     with tempfile.TemporaryDirectory(prefix="lightship-quantize-") as folder:
         source, destination = Path(folder) / "source.onnx", Path(folder) / "destination.onnx"

@@ -14,9 +14,10 @@ import numpy as np
 
 from lightship.engine.measure import PairedTiming, interleaved
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import LightshipError
+from lightship.errors import InvalidInput, LightshipError
 from lightship.optimize.variant_pass import PassFailed, VariantPass
-from lightship.types import Json, Progress
+from lightship.types import Interface, Json, Progress
+from lightship.validate.logits import nonfinite_rows
 
 __all__ = [
     "MOST_PROPOSED",
@@ -142,12 +143,21 @@ def _try(
     settings: SearchSettings,
 ) -> Candidate:
     try:
-        graph = each.apply(reference, calibration=calibration if each.needs_calibration else ())
+        graph = _applied(each, reference, calibration)
         return measure(Candidate(each.name, each.precision, graph), base=base, selection=selection, settings=settings)
     except PassFailed as exc:
         return Candidate(each.name, each.precision, b"", dropped=str(exc))
     except LightshipError as exc:
         return Candidate(each.name, each.precision, b"", dropped=f"the engine does not run it: {exc}")
+
+
+def _applied(each: VariantPass, reference: bytes, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+    try:
+        return each.apply(reference, calibration=calibration if each.needs_calibration else ())
+    except LightshipError:
+        raise
+    except Exception as exc:  # a pass may be anybody's code; its failure costs its own variant and no other
+        raise PassFailed(f"{each.name} failed: {type(exc).__name__}: {exc}") from exc
 
 
 def measure_file(name: str, graph: bytes, *, reference: bytes, selection: Rows, settings: SearchSettings) -> Candidate:
@@ -157,18 +167,20 @@ def measure_file(name: str, graph: bytes, *, reference: bytes, selection: Rows, 
         LightshipError: the engine cannot load it, or it has another interface than the reference.
     """
     base = load_runner(reference, options=EngineOptions(threads=settings.threads))
-    candidate = measure(Candidate(name, "as given", graph), base=base, selection=selection, settings=settings)
-    base.close()
-    return candidate
+    try:
+        return measure(Candidate(name, "as given", graph), base=base, selection=selection, settings=settings)
+    finally:
+        base.close()
 
 
 def measure(candidate: Candidate, *, base: Runner, selection: Rows, settings: SearchSettings) -> Candidate:
     """Return the candidate with its right answers on the selection rows and its timing against ``base``.
 
     Raises:
-        LightshipError: the engine cannot load or run the graph.
+        LightshipError: the engine cannot load or run the graph, or it has another interface than ``base``.
     """
     runner = load_runner(candidate.graph, options=EngineOptions(threads=settings.threads))
+    _require_same_interface(runner.interface, base.interface)
     inputs = {"image": np.ascontiguousarray(np.resize(selection.images, (settings.batch, *selection.images.shape[1:])))}
     correct = count_correct(runner, selection)
     timing = interleaved(lambda: base.run(inputs), lambda: runner.run(inputs), pairs=settings.pairs)
@@ -177,8 +189,30 @@ def measure(candidate: Candidate, *, base: Runner, selection: Rows, settings: Se
 
 
 def count_correct(runner: Runner, rows: Rows) -> int:
-    """Return how many rows the graph answers rightly."""
-    return int((logits_of(runner, rows.images).argmax(axis=1) == rows.labels).sum())
+    """Return how many rows the graph answers rightly; NaN or infinity is no answer."""
+    logits = logits_of(runner, rows.images)
+    right = logits.argmax(axis=1) == rows.labels
+    right[nonfinite_rows(logits)] = False
+    return int(right.sum())
+
+
+def _require_same_interface(found: Interface, wanted: Interface) -> None:
+    if _tensors(found) != _tensors(wanted):
+        raise InvalidInput(
+            f"A variant must take and give what the reference does: {_tensors(wanted)}. This graph: {_tensors(found)}. "
+            "Export it with the same names, types and sizes, and a free batch axis."
+        )
+
+
+def _tensors(interface: Interface) -> str:
+    """Spell names, types and shapes; a free dimension is a ``?`` whatever it is called."""
+    return " -> ".join(
+        ", ".join(
+            f"{each.name} {each.dtype} [{', '.join('?' if isinstance(dim, str) else str(dim) for dim in each.shape)}]"
+            for each in sorted(side, key=lambda spec: spec.name)
+        )
+        for side in (interface.inputs, interface.outputs)
+    )
 
 
 def logits_of(runner: Runner, images: np.ndarray) -> np.ndarray:
