@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -97,14 +97,16 @@ class StageCache:
         scratch = self._root / f"{stage}-{key[:16]}.scratch"
         self._discard(final)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        scratch.mkdir(exist_ok=True)
         try:
+            temporary.mkdir(parents=True)
+            scratch.mkdir(exist_ok=True)
             work(temporary, scratch)
             self._seal(temporary, stage, key, decided_by)
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                scratch.rmdir()  # unless there is something to find again
             raise
         fsync_dir(self._root)
         shutil.rmtree(scratch, ignore_errors=True)
