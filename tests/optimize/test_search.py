@@ -1,0 +1,275 @@
+"""Which variants are proposed to the gate, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from lightship.engine.runner import load_runner
+from lightship.errors import InvalidInput
+from lightship.optimize.passes.int8_dynamic import Int8Dynamic
+from lightship.optimize.passes.int8_static import Int8Static
+from lightship.optimize.search import (
+    MOST_PROPOSED,
+    Candidate,
+    SearchSettings,
+    count_correct,
+    logits_of,
+    measure_file,
+    search,
+)
+from lightship.optimize.variant_pass import PassFailed
+from lightship.types import Silent
+
+SIZE = SearchSettings(objective="size", pairs=20)
+LATENCY = SearchSettings(objective="latency", pairs=20)
+
+
+@dataclass
+class Giving:
+    """A pass that gives what it was made with, and keeps the rows that it was shown."""
+
+    name: str
+    graph: bytes = b""
+    error: Exception | None = None
+    needs_calibration: bool = False
+    precision: str = "fp32"
+    seen: Sequence[Mapping[str, np.ndarray]] | None = None
+
+    def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+        """Return the prepared graph, else what came."""
+        self.seen = calibration
+        if self.error:
+            raise self.error
+        return self.graph or graph
+
+
+def changed(reference: bytes, edit) -> bytes:
+    """Return the graph after ``edit(model)``."""
+    model = onnx.load_from_string(reference)
+    edit(model)
+    return model.SerializeToString()
+
+
+def set_weights(model: onnx.ModelProto, name: str, values) -> None:
+    """Replace a weight by what ``values`` makes of it."""
+    (tensor,) = (each for each in model.graph.initializer if each.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(values(numpy_helper.to_array(tensor)).astype(np.float32), name))
+
+
+def slower(reference: bytes) -> bytes:
+    """Return a graph with the same answers that multiplies a large matrix on the way."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        big = np.eye(512, dtype=np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(big, "big"))
+        gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+        for step in range(40):
+            model.graph.node.insert(
+                len(model.graph.node) - 1,
+                helper.make_node("MatMul", ["flat" if step == 0 else f"slow{step - 1}", "big"], [f"slow{step}"]),
+            )
+        gemm.input[0] = "slow39"
+
+    return changed(reference, edit)
+
+
+@pytest.fixture
+def run(reference, calibration, selection):
+    """Return a function that searches with some passes: name -> candidate."""
+
+    def go(*passes, settings: SearchSettings = SIZE, **options) -> dict[str, Candidate]:
+        found = search(
+            reference,
+            passes,
+            calibration=calibration,
+            selection=selection,
+            settings=settings,
+            progress=Silent(),
+            **options,
+        )
+        return {each.name: each for each in found}
+
+    return go
+
+
+def test_reference_answers_all_rows(reference, selection):
+    """The graph of these tests is right on every row, in whatever batches it is run."""
+    runner = load_runner(reference)
+
+    assert count_correct(runner, selection) == 90
+    assert logits_of(runner, selection.images).shape == (90, 3)
+
+
+def test_smaller_variants_are_proposed_when_size_is_asked_for(run, reference):
+    """Both int8 graphs are a good deal smaller and as right."""
+    found = run(Int8Dynamic(), Int8Static())
+
+    assert [each.dropped for each in found.values()] == ["", ""]
+    assert all(each.correct == each.rows == 90 for each in found.values())
+    assert all(len(each.graph) < len(reference) for each in found.values())
+    assert list(found) == sorted(found, key=lambda name: len(found[name].graph))
+
+
+def test_failed_pass_is_a_dropped_candidate(run):
+    """The reason is kept, and the others go on."""
+    found = run(Giving("bad", error=PassFailed("bad cannot treat this graph: why")), Int8Dynamic())
+
+    assert found["bad"].dropped == "bad cannot treat this graph: why"
+    assert found["bad"].graph == b""
+    assert found["int8-dynamic"].dropped == ""
+
+
+def test_pass_that_raises_anything_is_a_dropped_candidate(run):
+    """A pass may be anybody's code."""
+    found = run(Giving("bad", error=KeyError("weight")), Int8Dynamic())
+
+    assert found["bad"].dropped == "bad failed: KeyError: 'weight'"
+    assert found["int8-dynamic"].dropped == ""
+
+
+def test_interrupt_is_not_swallowed(run):
+    """Ctrl-C in a pass ends the search."""
+    with pytest.raises(KeyboardInterrupt):
+        run(Giving("bad", error=KeyboardInterrupt()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("graph", [b"no graph", b"\0"])
+def test_graph_that_the_engine_does_not_run_is_dropped(run, graph):
+    """What a pass gives is loaded before it is proposed."""
+    found = run(Giving("bad", graph=graph))
+
+    assert found["bad"].dropped.startswith("the engine does not run it: ")
+
+
+def test_slower_variant_is_dropped_with_its_figures(run, reference):
+    """Speed was asked for, so what is slower than the reference is no candidate, and the line says by how much."""
+    found = run(Giving("slow", graph=slower(reference)), settings=LATENCY)
+
+    assert found["slow"].correct == 90
+    assert found["slow"].timing.ratio.estimate > 1
+    assert found["slow"].dropped.startswith("not shown to be faster than the reference: ")
+    assert "times as slow" in found["slow"].dropped
+
+
+def test_copy_is_not_called_smaller(run):
+    """The reference itself as a variant: a tie is no gain, and the reference stays."""
+    assert run(Giving("copy"))["copy"].dropped.startswith("not smaller than the reference: ")
+
+
+def test_worse_answers_are_dropped_before_the_gate(run, reference):
+    """A look at the gate rows is not spent on what is plainly worse."""
+    wrecked = changed(reference, lambda model: set_weights(model, "dense", lambda values: values[:, ::-1]))
+
+    assert run(Giving("wrecked", graph=wrecked))["wrecked"].dropped == "loses 66.7% accuracy on the selection rows"
+
+
+def test_answers_that_are_no_numbers_are_wrong(run, reference):
+    """NaN is no answer, even where ``argmax`` makes the right class of it."""
+    broken = changed(reference, lambda model: set_weights(model, "bias", lambda values: values * np.nan))
+
+    found = run(Giving("broken", graph=broken))["broken"]
+
+    assert found.correct == 0
+    assert found.dropped == "loses 100.0% accuracy on the selection rows"
+
+
+def test_at_most_three_are_proposed(run, reference):
+    """The gate's error rate is shared among three; the best are kept, the others say so."""
+    sizes = {f"v{pad}": changed(reference, lambda m, pad=pad: _pad(m, pad)) for pad in (5, 1, 3, 2, 4)}
+
+    found = run(*(Giving(name, graph=graph) for name, graph in sizes.items()), named=True)
+
+    assert [name for name, each in found.items() if not each.dropped] == ["v1", "v2", "v3"]
+    assert {each.dropped for each in found.values() if each.dropped} == {f"{MOST_PROPOSED} better ones are proposed"}
+
+
+def _pad(model: onnx.ModelProto, count: int) -> None:
+    model.doc_string = "x" * count
+
+
+def test_named_variant_is_proposed_however_it_is(run, reference):
+    """Who names a variant wants the gate's word on it, not the search's."""
+    wrecked = changed(reference, lambda model: set_weights(model, "dense", lambda values: values[:, ::-1]))
+
+    found = run(Giving("wrecked", graph=wrecked), settings=LATENCY, named=True)
+
+    assert found["wrecked"].dropped == ""
+
+
+def test_named_variant_that_cannot_be_made_stays_dropped(run):
+    """There is nothing to propose."""
+    found = run(Giving("bad", error=PassFailed("bad: why")), named=True)
+
+    assert found["bad"].dropped == "bad: why"
+
+
+def test_calibration_goes_to_those_who_ask(run, calibration):
+    """A pass that needs no rows is shown none; one that does is shown exactly those that were given."""
+    without, with_rows = Giving("without"), Giving("with", needs_calibration=True)
+
+    run(without, with_rows)
+
+    assert without.seen == ()
+    assert with_rows.seen is calibration
+
+
+def test_no_passes_is_no_candidates(run):
+    """Nothing tried, nothing proposed."""
+    assert run() == {}
+
+
+def test_candidate_survives_the_disk(run):
+    """What is written down and read again is the same."""
+    for each in run(Int8Dynamic(), Giving("bad", error=PassFailed("why"))).values():
+        assert Candidate.from_json(each.to_json(), each.graph) == each
+
+
+def test_given_graph_is_measured(reference, selection):
+    """A file is measured and proposed, whatever came out."""
+    found = measure_file("mine", slower(reference), reference=reference, selection=selection, settings=LATENCY)
+
+    assert (found.name, found.dropped, found.correct) == ("mine", "", 90)
+    assert found.timing.ratio.estimate > 1
+
+
+def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
+    for names in (*(node.input for node in model.graph.node), *(node.output for node in model.graph.node)):
+        for place, name in enumerate(names):
+            if name == old:
+                names[place] = new
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name == old:
+            value.name = new
+
+
+def _fix_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def _add_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, ["batch", 512]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda m: _rename(m, "logits", "scores"), r"This graph: image FP32 \[\?, 1, 8, 8\] -> scores FP32"),
+        (lambda m: _rename(m, "image", "x"), r"This graph: x FP32"),
+        (_fix_batch, r"This graph: image FP32 \[1, 1, 8, 8\]"),
+        (
+            lambda m: m.graph.output.append(helper.make_tensor_value_info("flat", 1, ["batch", 512])),
+            r"This graph: .*, 8, 8\] -> flat",
+        ),
+    ],
+)
+def test_graph_of_another_interface_is_refused(reference, selection, edit, words):
+    """It could not take the reference's place; the message shows both."""
+    with pytest.raises(InvalidInput, match=rf"image FP32 \[\?, 1, 8, 8\] -> logits FP32 \[\?, 3\]\. {words}"):
+        measure_file("mine", changed(reference, edit), reference=reference, selection=selection, settings=SIZE)
