@@ -172,6 +172,62 @@ async def test_thousands_of_pipelined_requests_do_not_nest():
         writer.close()
 
 
+async def test_pipelined_requests_before_the_end_of_the_stream_are_answered():
+    """As a script that writes its requests and closes its side sends them."""
+    async with serving() as service:
+        reader, writer = await service.open()
+        writer.write(post("/echo", b"1") + PING + post("/echo", b"2"))
+        writer.write_eof()
+        answers = [await read(reader) for _ in range(3)]
+        assert await reader.read() == b""
+        writer.close()
+
+    assert [answer.body for answer in answers] == [b"1", b"pong", b"2"]
+    assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
+
+
+async def test_a_client_that_pipelines_does_not_keep_out_others():
+    """One request a turn: another's answer comes in between."""
+    async with serving() as service:
+        reader, writer = await service.open()
+        other, other_writer = await service.open()
+        writer.write(PING * 3000)
+        other_writer.write(PING)
+        assert (await read(other)).body == b"pong"
+        assert len(reader._buffer) < 2000 * 200
+        writer.transport.abort()
+        other_writer.close()
+
+
+async def test_the_bytes_of_all_bodies_together_are_bounded():
+    """What is announced counts, and is free again after the answer or when the client goes."""
+    async with serving(limits=Limits(bodies_bytes=100)) as service:
+        _, writer = await service.open()
+        writer.write(post("/hold", b"x" * 60))
+        exchange = await service.arrived.get()
+        chunked = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n29\r\n"
+        for refused in (post("/echo", b"x" * 41), chunked):
+            got = await ask(service, refused)
+            assert (got.status, got.headers["retry-after"]) == (503, "1")
+        assert (await ask(service, post("/echo", b"x" * 40))).status == 200
+        exchange.answer(Response())
+        assert (await ask(service, post("/echo", b"x" * 100))).status == 200
+        _, leaving = await service.open()
+        leaving.write(post("/echo", b"x" * 100)[:-1])
+        await until_held(service, 100)
+        leaving.transport.abort()
+        await until_held(service, 0)
+        writer.close()
+        leaving.close()
+
+
+async def until_held(service: Service, size: int) -> None:
+    """Wait until the server holds so many bytes of bodies."""
+    async with asyncio.timeout(DEADLINE_S):
+        while service.front.held_bytes != size:  # noqa: ASYNC110 - a number has no event
+            await asyncio.sleep(0.001)
+
+
 async def test_a_pipelined_request_after_a_bad_one_is_not_answered():
     """After bytes that cannot be trusted the connection ends."""
     async with serving() as service:
@@ -544,6 +600,8 @@ async def test_draining_answers_what_was_accepted_and_closes_the_idle():
     """The last answer says so."""
     async with serving() as service:
         idle, idle_writer = await service.open()
+        idle_writer.write(PING)
+        await read(idle)
         reader, writer = await service.open()
         writer.write(post("/hold", b"x"))
         exchange = await service.arrived.get()

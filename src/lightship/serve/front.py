@@ -12,6 +12,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any
@@ -38,6 +39,7 @@ _HIGH_WATER_BYTES = 256 * 1024
 _TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
 _PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 _SKIPPED_BYTES = 64 * 1024
+_GRACE_S = 1.0  # for the first request of a connection that was made just before the server stopped listening
 _LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
 
 Served = Callable[[Exchange, Response, float], None]
@@ -60,6 +62,7 @@ class Front:
         self.clocks = clocks or Clocks()
         self.served = served
         self.connections: set[Connection] = set()
+        self.held_bytes = 0
         self.closing = False
         self.last_answers = False  # every answer from now on is the last on its connection
         self._all_gone = asyncio.Event()
@@ -130,6 +133,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unsent_bytes = 0
         self._fresh = True  # nothing was asked yet on this connection
+        self._held_bytes = 0  # what this connection's body takes of the server's limit
         self._skip_left = 0  # bytes of a refused body that are still to come, to be dropped
 
     # The transport's side
@@ -153,6 +157,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         exchange, self._exchange = self._exchange, None
+        self._hold(0)
         if exchange is not None:
             exchange.client_gone()
         self._front.forget(self)
@@ -174,12 +179,13 @@ class Connection(asyncio.Protocol):
         this point; a probe tells them apart, so that its work can be dropped.
         """
         self._eof = True
-        if self._exchange is None or self._route is None or self._reading_body():
+        if self._exchange is None:
+            self._next_request()  # what was pipelined before the end may still be whole requests
+        elif self._reading_body():
             self._close()
-            return False
-        if not self._exchange.head.http_1_0:
+        elif not self._exchange.head.http_1_0:
             self._probe(0)
-        return True
+        return not self._closing
 
     def pause_writing(self) -> None:
         """Note that the client takes its answer slowly; a clock runs on it."""
@@ -197,14 +203,17 @@ class Connection(asyncio.Protocol):
     # The request's side
 
     def _advance(self, *, progress: bool) -> None:
+        begun = False
         try:
             while not self._closing and not self._writing_paused:
                 if self._skip_left:
                     if not self._skip():
                         break
                 elif self._exchange is None:
-                    if not self._take_head():
+                    # One request a turn of the loop: a client that pipelines thousands must not keep out the others.
+                    if begun or not self._take_head():
                         break
+                    begun = True
                 elif self._reading_body():
                     if not self._take_body(progress=progress):
                         break
@@ -212,7 +221,21 @@ class Connection(asyncio.Protocol):
                     break
         except LightshipError as exc:
             self._refuse(exc)
+        if self._eof and self._exchange is None and not begun and not self._closing and not self._writing_paused:
+            self._close()  # the client ended its side, and no further request is whole
         self._hold_back()
+
+    def _hold(self, size: int) -> None:
+        """Count the bytes of this connection's body among those that the server holds.
+
+        Raises:
+            Unavailable: with these the server would hold too many.
+        """
+        front, more = self._front, size - self._held_bytes
+        if more > 0 and front.held_bytes + more > front.limits.bodies_bytes:
+            raise Unavailable("The server holds as many request bytes as it takes. Try again later.")
+        front.held_bytes += more
+        self._held_bytes = size
 
     def _hold_back(self) -> None:
         # While an answer is awaited, later requests are held up to a bound; then the socket's own flow control works.
@@ -273,6 +296,7 @@ class Connection(asyncio.Protocol):
             raise HttpRefused(400, f"A {head.method} request has no body here.")
         if has_body and head.headers.get("content-encoding", "identity").lower() != "identity":
             raise HttpRefused(415, "Compressed bodies are not taken here. Send without Content-Encoding.")
+        self._hold(head.body_bytes or 0)
         if has_body and head.expects_continue and not self._buffer:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not has_body:
@@ -290,6 +314,7 @@ class Connection(asyncio.Protocol):
     def _take_body(self, *, progress: bool) -> bool:
         if self._chunked is not None:
             body = self._chunked.feed(self._buffer)
+            self._hold(self._chunked.size)
             if body is None:
                 self._body_clock(progress=progress)
                 return False
@@ -339,17 +364,19 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or self._closing:
             return
-        close = self._discarding or self._eof or self._front.last_answers or not exchange.head.keep_alive
+        last = self._front.last_answers or (self._eof and not self._buffer)
+        close = last or not exchange.head.keep_alive
         self._write(response, close=close)
+        self._hold(0)
         if self._front.served is not None:
             self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
         self._exchange = self._route = None
         if close:
-            self._close()
+            self._linger()
             return
         if not self._writing_paused:
             self._await_until(self._front.clocks.idle_s)
-        if self._buffer:
+        if self._buffer or self._eof:
             # Not from here: a row of pipelined requests that are answered at once must not nest.
             self._loop.call_soon(self._next_request)
 
@@ -373,6 +400,7 @@ class Connection(asyncio.Protocol):
             self._skip_left = exchange.head.body_bytes or 0
         self._body_left, self._chunked = 0, None
         self._body.clear()
+        self._hold(0)
         response = error_response(error)
         self._write(response, close=not goes_on, exchange=exchange)
         if exchange is not None:
@@ -397,6 +425,9 @@ class Connection(asyncio.Protocol):
         # read and drop for a moment, then close.
         self._discarding = True
         self._buffer.clear()
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
         if self._eof or not self._transport.can_write_eof():
             self._close()
             return
@@ -410,7 +441,7 @@ class Connection(asyncio.Protocol):
             response,
             request_id=request_id,
             close=close,
-            date=self._front.date(_wall_s()),
+            date=self._front.date(time.time()),
             head_only=exchange is not None and exchange.head.method == "HEAD",
         )
         if len(parts) <= 2 and sum(len(part) for part in parts) <= 16_384:
@@ -421,9 +452,14 @@ class Connection(asyncio.Protocol):
     # Ends and clocks
 
     def end_soon(self) -> None:
-        """Close now if nothing is under way, else after the answer."""
-        if self._exchange is None and not self._buffer:
+        """Close now if nothing is under way, else after the answer.
+
+        A connection that is new has its first request on the way; it gets a moment for it.
+        """
+        if self._exchange is None and not self._buffer and not self._fresh:
             self._close()
+        elif self._fresh:
+            self._await_until(_GRACE_S)
 
     def abort(self) -> None:
         """Close at once."""
@@ -510,9 +546,3 @@ def _request_timeout_s(head: Head, clocks: Clocks) -> float:
     if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= longest_ms):
         raise HttpRefused(400, f"The header x-request-timeout-ms must be a whole number in [1, {longest_ms}].")
     return int(given) / 1000
-
-
-def _wall_s() -> float:
-    import time
-
-    return time.time()

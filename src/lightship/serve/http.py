@@ -178,9 +178,10 @@ def _path_of(method: str, target: bytes, limits: Limits) -> str:
 
 
 def _keep_alive(headers: Mapping[str, str], *, http_1_0: bool) -> bool:
-    # Not llhttp's answer: it forgets what the request said as soon as a request without a body is complete.
+    # Not llhttp's answer: it forgets what the request said as soon as a request without a body is complete. Connections
+    # of HTTP/1.0 are not kept: nobody would tell its clients that they are.
     options = [option.strip() for option in headers.get("connection", "").lower().split(",")]
-    return "keep-alive" in options if http_1_0 else "close" not in options
+    return not http_1_0 and "close" not in options
 
 
 def _body_length(headers: Mapping[str, str], *, http_1_0: bool) -> int | None:
@@ -221,7 +222,7 @@ class Chunked:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._pieces: list[bytes] = []
-        self._size = 0
+        self.size = 0  # of the body so far, with what the current chunk announces
         self._chunks = 0
         self._left = -1  # bytes of the current chunk still to come; -1: its size line comes next
         self._last = False
@@ -260,9 +261,9 @@ class Chunked:
         self._left = int(size, 16)
         self._last = self._left == 0
         self._chunks += 1
-        self._size += self._left
-        if self._size > self._limits.body_bytes:
-            raise too_large(self._size, self._limits)
+        self.size += self._left
+        if self.size > self._limits.body_bytes:
+            raise too_large(self.size, self._limits)
         if self._chunks > self._limits.chunks + 1:  # the last, empty one is no chunk of data
             raise TooLarge(f"A body has at most {self._limits.chunks} chunks (limit `chunks`).")
         return True

@@ -21,6 +21,7 @@ class Limits:
         header_count: header fields of one request.
         target_bytes: the request target (path and query).
         body_bytes: a request body, counted after chunked coding is undone.
+        bodies_bytes: bodies of all connections together, from their announcement to the answer.
         json_bytes: JSON of one request; the parser needs some 13 times as much memory. Binary tensors are not counted.
         chunks: chunks of one chunked body.
         connections: open connections; one more is answered 503 and closed.
@@ -35,6 +36,7 @@ class Limits:
     target_bytes: int = 8 * 1024
     body_bytes: int = 64 * _MIB
     json_bytes: int = 16 * _MIB
+    bodies_bytes: int = 512 * _MIB
     chunks: int = 65_536
     connections: int = 2_048
     ahead_bytes: int = 64 * 1024

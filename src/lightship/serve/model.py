@@ -141,7 +141,7 @@ class _Part:
 class _Batch:
     number: int
     items: list[Item]
-    sent_s: float
+    since_s: float  # since when the worker has had nothing before it
     deadline_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -437,6 +437,8 @@ class ServedModel:
             if batch is None:
                 raise WorkerFailed(f"The worker answered the batch {message.batch}, which it was not sent.")
             self._deaths_in_a_row = 0
+            for behind in self._running.values():
+                behind.since_s = self._loop.time()  # it is its turn only now
             self.figures.ran(message.encode_us, message.run_us, message.decode_us)
             self._pump()  # first: the worker should not wait while answers are written
             self._deliver(batch, message, payload)
@@ -492,7 +494,7 @@ class ServedModel:
     def _set_timer(self) -> None:
         next_s = self._batcher.next_deadline() or math.inf
         for batch in self._running.values():
-            next_s = min(next_s, batch.deadline_s, batch.sent_s + self._clocks.hang_s)
+            next_s = min(next_s, batch.deadline_s, batch.since_s + self._clocks.hang_s)
         if next_s == math.inf:
             return
         if self._timer is not None and self._timer.when() <= next_s:
@@ -511,10 +513,10 @@ class ServedModel:
                         self._too_late(item)
                 late = (item.deadline_s for item in batch.items if not item.payload.work.over)
                 batch.deadline_s = min(late, default=math.inf)
-            if now - batch.sent_s >= self._clocks.hang_s and self._process is not None:
+            if now - batch.since_s >= self._clocks.hang_s and self._process is not None:
                 log.error("the worker of %s:%s hangs and is replaced", self.name, self.version)
                 self._process.kill()
-                batch.sent_s = math.inf
+                batch.since_s = math.inf
         self._pump()
 
     def _works(self) -> list[Work]:

@@ -7,7 +7,6 @@ client's text). When the thread falls behind, lines are dropped and counted, and
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import sys
 import threading
@@ -18,7 +17,7 @@ import msgspec
 
 from lightship.serve.dispatch import Exchange
 
-__all__ = ["JsonLines", "RequestLog"]
+__all__ = ["RequestLog"]
 
 _MOST_WAITING = 10_000
 _FLUSH_S = 0.1
@@ -106,19 +105,3 @@ class RequestLog:
                 self._stream.flush()
             except (OSError, ValueError):
                 self._dropped += len(lines)
-
-
-class JsonLines(logging.Formatter):
-    """Formats the package's own log records as JSON lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
-        line = {
-            "time": round(record.created, 3),
-            "event": record.getMessage(),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-        }
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()

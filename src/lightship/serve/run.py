@@ -7,11 +7,10 @@ import gc
 import logging
 import os
 import resource
-import sys
 from collections.abc import Callable, Sequence
 
 from lightship.data.home import Home
-from lightship.serve.request_log import JsonLines
+from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.server import Server, ServerOptions, is_loopback
 from lightship.serve.source import read_source
 
@@ -58,12 +57,7 @@ def _run(main: Callable[[], object]) -> None:
 
 
 def _prepare_process(options: ServerOptions) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    package = logging.getLogger("lightship")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    package.propagate = False
+    log_to_stderr()
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # weights stay in memory
     if os.geteuid() == 0:

@@ -10,6 +10,7 @@ still taken, then no new ones; what was accepted is answered; then the workers e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import signal
@@ -92,6 +93,7 @@ class Server:
         self.host, self.port = options.host, options.port
         self.control_host, self.control_port = options.control_host, options.control_port
         self._listener: asyncio.Server | None = None
+        self._socket: socket.socket | None = None
         self._control: ControlPlane | None = None
         self._stop: asyncio.Event
         self._forced: asyncio.Event
@@ -126,6 +128,7 @@ class Server:
             await self._close_models()
             await self._control.stop()
             raise _first_error(exc) from exc
+        self._socket = data
         self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG)
         return self
 
@@ -173,10 +176,21 @@ class Server:
         clocks = self.options.clocks
         self.front.last_answers = True
         await asyncio.sleep(clocks.lame_s)  # requests that are on their way, and connections the kernel has taken
-        if self._listener is not None:
-            self._listener.close()
+        await self._stop_listening()
         if not await self.front.drain(clocks.drain_s):
             log.warning("%d connections were not done after %g s", len(self.front.connections), clocks.drain_s)
+
+    async def _stop_listening(self) -> None:
+        """Close the listening socket, but first take the connections that the kernel has made: closing resets them."""
+        if self._listener is None or self._socket is None:
+            return
+        self._socket.listen(0)  # from here on the kernel makes next to none
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                accepted, _ = self._socket.accept()
+                accepted.setblocking(False)
+                await asyncio.get_running_loop().connect_accepted_socket(self.front.connection, accepted)
+        self._listener.close()
 
     async def _close_models(self) -> None:
         await asyncio.gather(*(model.close() for model in self.models))

@@ -31,6 +31,7 @@ import numpy as np
 from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import BundleRefused, LightshipError
+from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.serve.wire import (
     Channel,
@@ -312,6 +313,7 @@ def main() -> None:
     # Ctrl-C in a terminal reaches the whole group; the server decides when a worker ends, by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log_to_stderr()
     channel = Channel(socket.socket(fileno=arguments.fd))
     try:
         code = _serve(channel)
