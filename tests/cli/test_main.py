@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from lightship.cli.main import COMMANDS, cli
+from lightship.data.home import Home
+from lightship.registry.database import open_database
 
 
-def _run(*arguments: str, home) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, home, **settings) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "lightship.cli.main", *arguments],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "LIGHTSHIP_HOME": str(home)},
+        **settings,
     )
 
 
@@ -53,3 +57,59 @@ def test_a_mistake_gets_one_clear_message_and_its_exit_code(arguments, code, wor
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert words in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["keys", "create"], ["trust", "export"], ["trust", "list"]])
+def test_a_home_that_is_a_file_is_said_in_words(arguments, tmp_path):
+    """Whichever command meets it first: one line that names the place, no traceback, and the file is left alone."""
+    home = tmp_path / "home"
+    home.write_text("mine")
+
+    done = _run(*arguments, home=home)
+
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert str(home) in done.stderr
+    assert home.read_text() == "mine"
+
+
+def test_a_home_of_an_unknown_user_is_said_in_words(tmp_path):
+    """A tilde and a slip of the finger."""
+    done = _run("models", home="~no-such-user-here/home", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "cannot be resolved" in done.stderr
+
+
+def test_a_full_disk_behind_stdout_is_said_in_words(tmp_path):
+    """What the system refuses is one line, not a traceback."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lightship.cli.main", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "LIGHTSHIP_HOME": str(tmp_path)},
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "Error: The system refused: No space left on device.\n"
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_no_crash(closed, tmp_path):
+    """A daemon's caller may have closed any of the three; what is left still tells what happened."""
+    done = _run("verify", "nobody", home=tmp_path, preexec_fn=lambda: os.close(closed))
+
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_lists_go_nowhere_when_stdout_is_closed(tmp_path):
+    """A table asks whether it is on a terminal; without any stdout it is not."""
+    open_database(Home(tmp_path).ensure()).close()
+
+    done = _run("history", home=tmp_path, preexec_fn=lambda: os.close(1))
+
+    assert (done.returncode, done.stderr) == (0, "")

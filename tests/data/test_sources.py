@@ -410,3 +410,19 @@ def test_parquet_without_its_extra_names_the_line_to_install(tmp_path, monkeypat
 
     with pytest.raises(MissingExtra, match=r"lightship\[parquet\]"):
         read_source("parquet:rows.parquet", base=tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["csv:", "parquet:"])
+def test_a_pipe_is_refused_as_a_table_instead_of_waited_for(scheme, tmp_path):
+    """Opening a pipe without a writer would hang for ever."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(InvalidData, match="is not a"):
+        read_source(f"{scheme}pipe", base=tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["", "folder:", "csv:", "parquet:"])
+def test_a_name_that_no_file_system_takes_is_refused_in_words(scheme, tmp_path):
+    """The system's refusal of the path itself is bad input too."""
+    with pytest.raises(InvalidData):
+        read_source(scheme + "a" * 5000, base=tmp_path)

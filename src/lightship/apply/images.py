@@ -37,7 +37,7 @@ def raw_of(image: Image) -> Raw:
     except FileNotFoundError as exc:
         raise NotFound(f"There is no file {str(image)!r}.") from exc
     except (OSError, ValueError) as exc:
-        raise InvalidInput(f"The file {str(image)!r} cannot be read: {exc}.") from exc
+        raise InvalidInput(f"The file {str(image)!r} cannot be read: {getattr(exc, 'strerror', None) or exc}.") from exc
 
 
 def upload(image: Image) -> tuple[bytes, str]:

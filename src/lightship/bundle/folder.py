@@ -53,8 +53,9 @@ class Folder:
         try:
             # The root itself is the caller's choice and may be reached through links.
             self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise NotFound(f"{root} cannot be opened as a folder: {exc.strerror}.") from exc
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+            reason = exc.strerror if isinstance(exc, OSError) else exc
+            raise NotFound(f"{str(root)!r} cannot be opened as a folder: {reason}.") from exc
 
     def __enter__(self) -> Folder:
         return self

@@ -5,8 +5,10 @@ Data goes to stdout, progress and errors to stderr; exit codes come from the one
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,6 +77,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every known error becomes one message and its exit code."""
+    _open_missing_streams()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as exc:
@@ -89,6 +92,19 @@ def main() -> None:
     except LightshipError as exc:
         click.echo(f"Error: {exc}", err=True)
         sys.exit(status_of(exc).exit_code)
+    except OSError as exc:  # the machine said no: a full disk, a missing permission, a folder that went away
+        what = "".join(f" {name!r}" for name in (exc.filename, exc.filename2) if name)
+        click.echo(f"Error: The system refused{what and ' at' + what}: {exc.strerror or exc}.", err=True)
+        sys.exit(status_of(exc).exit_code)
+
+
+def _open_missing_streams() -> None:
+    """Stand in for streams that the caller closed: Python has None for them, and everybody writes to them."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - as long as the process
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

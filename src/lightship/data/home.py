@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightship.errors import InvalidInput
+
 __all__ = ["Home"]
 
 
@@ -17,9 +19,16 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        """Return the home that ``LIGHTSHIP_HOME`` names, or the platform's user data folder."""
+        """Return the home that ``LIGHTSHIP_HOME`` names, or the platform's user data folder.
+
+        Raises:
+            InvalidInput: it begins with ``~`` and a user who does not exist, or is a loop of links.
+        """
         if named := os.environ.get("LIGHTSHIP_HOME"):
-            return cls(Path(named).expanduser().resolve())
+            try:
+                return cls(Path(named).expanduser().resolve())
+            except (OSError, RuntimeError) as exc:
+                raise InvalidInput(f"LIGHTSHIP_HOME={named!r} cannot be resolved: {exc}. Set it to a folder.") from exc
         from platformdirs import user_data_path
 
         return cls(user_data_path("lightship", appauthor=False))
@@ -65,11 +74,24 @@ class Home:
         return self.root / "logs"
 
     def ensure(self) -> Home:
-        """Create the root, the key folder and the others with the right modes; return self."""
+        """Create the root, the key folder and the others with the right modes; return self.
+
+        Raises:
+            InvalidInput: that cannot be done there.
+        """
+        try:
+            self._make_folders()
+        except OSError as exc:
+            raise InvalidInput(
+                f"The home {self.root} cannot be used: {exc.filename or self.root}: {exc.strerror}. "
+                "Set LIGHTSHIP_HOME to a folder that you may write to."
+            ) from exc
+        return self
+
+    def _make_folders(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in (self.store, self.cache, self.runs, self.tuning, self.trust, self.logs):
             path.mkdir(exist_ok=True, mode=0o755)
         self.trust.chmod(0o755)  # whatever the umask: nobody else may say who is trusted
         self.keys.mkdir(exist_ok=True, mode=0o700)
         self.keys.chmod(0o700)
-        return self

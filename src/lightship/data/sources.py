@@ -94,7 +94,7 @@ def _parse(name: str, base: Path) -> tuple[str, str]:
         suffix = Path(name).suffix.lower()
         if suffix in {".csv", ".parquet"}:
             return suffix[1:], name
-        if (base / name).is_dir():
+        if _is_folder(base / name):
             return "folder", name
     raise InvalidData(
         f"{name!r} is not a source. Allowed: package:NAME, folder:PATH, csv:PATH, parquet:PATH, or the path of an "
@@ -185,7 +185,7 @@ class _FolderWalk:
 
     def run(self) -> None:
         for entry in self._entries(self.root):
-            if self._is_folder(entry):
+            if _is_folder(entry):
                 try:
                     label = clean_label(entry.name)
                 except InvalidData as exc:
@@ -205,7 +205,7 @@ class _FolderWalk:
             return
         seen.add((status.st_dev, status.st_ino))
         for entry in self._entries(folder):
-            if self._is_folder(entry):
+            if _is_folder(entry):
                 self._visit(entry, label, seen)
             elif reason := _why_not_an_image(entry):
                 self._refuse(entry, reason)
@@ -221,24 +221,25 @@ class _FolderWalk:
             self._refuse(folder, f"cannot be read: {exc.strerror}")
             return []
 
-    def _is_folder(self, path: Path) -> bool:
-        try:
-            return path.is_dir()
-        except OSError:  # e.g. a link that points at itself; the file check names it
-            return False
-
     def _refuse(self, path: Path, reason: str) -> None:
         self.bad.append(BadRow(_row_id(path, self.root), reason))
 
 
 def _read_folder(source: str, root: Path) -> Dataset:
-    if not root.is_dir():
+    if not _is_folder(root):
         raise InvalidData(f"{source!r}: {root} is not a folder. It should hold one folder of images per class.")
     walk = _FolderWalk(root)
     walk.run()
     paths = walk.paths
     rows = LazyRows([_row_id(path, root) for path in paths], walk.labels, lambda index: _read_file(paths[index]))
     return Dataset(rows=rows, bad=tuple(walk.bad), source=source)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # e.g. a name that is too long, or no permission; whoever opens it says why
+        return False
 
 
 def _row_id(path: Path, root: Path) -> str:
@@ -336,6 +337,8 @@ def _read_csv(source: str, path: Path, image_column: str | None, label_column: s
     """Read a comma-separated UTF-8 table with a header; quotes, CRLF and a byte-order mark are fine."""
     rows = _TableRows(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            raise InvalidData(f"{source!r}: {path} is not a regular file.")
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(_bounded_lines(file, path), strict=True)
             header = next(reader, [])
@@ -390,9 +393,9 @@ def _read_parquet(source: str, path: Path, image_column: str | None, label_colum
         import pyarrow.parquet
     except ImportError as exc:
         raise MissingExtra(extra="parquet", needed_for=f"The source {source!r}") from exc
-    if not path.is_file():
-        raise InvalidData(f"{source!r}: {path} is not a file.")
     try:
+        if not path.is_file():
+            raise InvalidData(f"{source!r}: {path} is not a file.")
         names = pyarrow.parquet.read_schema(path).names
         image_at, label_at = _columns(names, image_column, label_column, source)
         table = pyarrow.parquet.read_table(path, columns=[names[image_at], names[label_at]])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lightship.errors import InvalidRecipe
+from lightship.extensions import extension_names
 
 __all__ = ["Data", "Gate", "Image", "Optimize", "Recipe", "Split", "Train", "load_recipe"]
 
@@ -69,12 +70,12 @@ class Train(_Section):
     learning_rate: float = Field(0.002, gt=0, le=10, description="the highest learning rate")
     schedule: Literal["constant", "cosine", "one-cycle"] = Field("one-cycle", description="how the rate changes")
     weight_decay: float = Field(0.01, ge=0, le=10, description="pull of the weights towards zero")
-    dropout: float = Field(0.25, ge=0, lt=1, description="share of features dropped in a step")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label spread over the others")
+    dropout: float = Field(0.25, ge=0, le=0.95, description="share of features dropped in a step")
+    label_smoothing: float = Field(0.0, ge=0, le=0.95, description="share of a label spread over the others")
     shift: float = Field(0.0, ge=0, le=64, description="augmentation: largest shift, pixels")
     rotate: float = Field(0.0, ge=0, le=180, description="augmentation: largest rotation, degrees")
-    scale: float = Field(0.0, ge=0, lt=1, description="augmentation: largest change of size, a fraction")
-    patience: int = Field(8, ge=1, description="epochs without a better validation loss before stopping")
+    scale: float = Field(0.0, ge=0, le=0.9, description="augmentation: largest change of size, a fraction")
+    patience: int = Field(8, ge=1, description="epochs without a better validation value before stopping")
     monitor: Literal["loss", "accuracy"] = Field("loss", description="the validation value that says what is better")
     seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of weights, order and augmentation")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; part of the result, so it is fixed here")
@@ -93,6 +94,10 @@ class Optimize(_Section):
     @field_validator("passes", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f'must be a list, e.g. ["{value}"]')
+        if value == []:
+            raise ValueError('must name a pass; to make no variant, set `variant = "reference"`')
         return tuple(value) if isinstance(value, list) else value
 
     @field_validator("passes")
@@ -100,7 +105,24 @@ class Optimize(_Section):
     def _differ(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value and len(set(value)) < len(value):
             raise ValueError("each pass may stand there once")
+        for name in value or ():
+            _check_pass(name, also=())
         return value
+
+    @field_validator("variant")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        _check_pass(value, also=("auto", "reference"))
+        return value
+
+
+def _check_pass(name: str, *, also: tuple[str, ...]) -> None:
+    """Refuse an unknown pass now: it is first used when the training is over."""
+    known = (*also, *extension_names("passes"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"must be one of {', '.join(known)}{hint}")
 
 
 class Gate(_Section):

