@@ -38,8 +38,8 @@ SETTINGS = {
     "shift": 2.0,
     "rotate": 10.0,
     "scale": 0.1,
-    "patience": 20,
-    "threads": 2,
+    "monitor": "last",
+    "threads": 1,
 }
 
 

@@ -99,6 +99,14 @@ def test_accuracy_can_be_what_is_watched(rows, validation):
     assert model.best_epoch == best.epoch
 
 
+def test_monitor_last_keeps_the_last_epoch_and_never_stops_early(rows, validation):
+    """Under a schedule that ends low, noise in the validation rows cannot pick an epoch from before the end."""
+    model = train(changed(monitor="last", patience=1), rows=rows, validation=validation, classes=3)
+
+    assert model.best_epoch == len(model.curves) == model.settings.epochs
+    assert not model.stopped_early
+
+
 def test_a_diverging_run_names_epoch_and_setting(rows, validation):
     """Not a model of NaNs."""
     wild = changed(optimizer="sgd", learning_rate=100.0, schedule="constant", epochs=20)

@@ -76,7 +76,9 @@ class Train(_Section):
     rotate: float = Field(0.0, ge=0, le=180, description="augmentation: largest rotation, degrees")
     scale: float = Field(0.0, ge=0, le=0.9, description="augmentation: largest change of size, a fraction")
     patience: int = Field(8, ge=1, description="epochs without a better validation value before stopping")
-    monitor: Literal["loss", "accuracy"] = Field("loss", description="the validation value that says what is better")
+    monitor: Literal["loss", "accuracy", "last"] = Field(
+        "loss", description="the validation value that picks the epoch that is kept; last: always the last one"
+    )
     seed: int = Field(0, ge=0, le=_LARGEST_SEED, description="seed of weights, order and augmentation")
     threads: int = Field(2, ge=1, le=256, description="CPU threads; part of the result, so it is fixed here")
 

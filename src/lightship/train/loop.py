@@ -213,6 +213,8 @@ class _Run:
     def _rank(self, epoch: int) -> tuple[float, ...]:
         """Return what makes one epoch better than another; of equal ones the first stays."""
         point = self.curves[epoch - 1]
+        if self.settings.monitor == "last":
+            return (epoch,)
         if self.settings.monitor == "loss":
             return (-point.validation_loss,)
         return (point.validation_accuracy, -point.validation_loss)

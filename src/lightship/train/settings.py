@@ -16,7 +16,7 @@ _CHOICES = {
     "architecture": ("auto", "cnn-28", "cnn-24"),
     "optimizer": ("sgd", "momentum", "adamw"),
     "schedule": ("constant", "cosine", "one-cycle"),
-    "monitor": ("loss", "accuracy"),
+    "monitor": ("loss", "accuracy", "last"),
 }
 _WHOLE = {"epochs": 1, "batch_size": 1, "patience": 1, "seed": 0, "threads": 1}
 _RANGES = {
@@ -50,7 +50,8 @@ class TrainSettings:
         scale: augmentation: largest change of size either way, a fraction.
         patience: epochs without a better validation value before training stops.
         monitor: ``loss`` or ``accuracy``: which validation value decides what is better; of equal accuracies the
-            lower loss.
+            lower loss. ``last``: the later epoch is better, so there is no early stopping; for schedules that end low,
+            where the noise of few validation rows would often pick an epoch from before the end.
         seed: of weights, order, dropout and augmentation.
         threads: CPU threads. Sums are split by it, so it belongs to the result and does not follow the machine.
     """
@@ -68,7 +69,7 @@ class TrainSettings:
     rotate: float = 0.0
     scale: float = 0.0
     patience: int = 8
-    monitor: Literal["loss", "accuracy"] = "loss"
+    monitor: Literal["loss", "accuracy", "last"] = "loss"
     seed: int = 0
     threads: int = 2
 
