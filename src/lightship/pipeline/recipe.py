@@ -123,7 +123,7 @@ def _check_pass(name: str, *, also: tuple[str, ...]) -> None:
     known = (*also, *extension_names("passes"))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"must be one of {', '.join(known)}{hint}")
 
 
