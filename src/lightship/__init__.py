@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from lightship.version import __version__
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from lightship.apply.model import Model as Model
     from lightship.apply.model import load as load
     from lightship.pipeline.ship import ship as ship
+
+# We send nothing to anybody. ONNX Runtime reports to its maker unless this is set before it is loaded (its own function
+# for it comes too late: the first report is queued by then). It stands here because all that loads it imports us first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Model", "__version__", "load", "ship"]
 

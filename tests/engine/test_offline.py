@@ -1,10 +1,8 @@
-"""Nothing is sent to anybody: no library that we load may open a connection."""
+"""Nothing is sent to anybody, and no file is kept for sending later."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 
@@ -16,10 +14,7 @@ import numpy as np
 from lightship.engine.runner import load_runner
 
 runner = load_runner(open(sys.argv[1], "rb").read())
-spec = runner.interface.inputs[0]
-row = np.zeros([dim if isinstance(dim, int) else 1 for dim in spec.shape], np.float32)
-for _ in range(50):
-    runner.run({spec.name: row})
+runner.run({"x": np.zeros((2, 3), np.float32)})
 runner.close()
 """
 QUANTIZE = """
@@ -28,31 +23,18 @@ from lightship.optimize.variant_pass import load_pass
 
 load_pass("int8-dynamic").apply(open(sys.argv[1], "rb").read(), calibration=())
 """
+# In these the engine keeps still by itself; the test must not be quiet for that reason.
+CI_VARIABLES = ("CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI", "ORT_DISABLE_TELEMETRY")
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (Debian package strace)")
 @pytest.mark.parametrize("program", [RUN, QUANTIZE], ids=["run", "quantize"])
-def test_running_a_graph_connects_to_nobody(program, linear_graph, tmp_path):
-    """The engine's maker gets no reports: the system calls of a fresh process show no connection to any address."""
-    graph, trace = tmp_path / "graph.onnx", tmp_path / "trace"
+def test_the_engine_keeps_no_reports_for_its_maker(program, linear_graph, tmp_path):
+    """ONNX Runtime queues reports in the user's cache folder and sends them later, unless it is told not to."""
+    graph, home = tmp_path / "graph.onnx", tmp_path / "home"
     graph.write_bytes(linear_graph)
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in CI_VARIABLES}
 
-    subprocess.run(
-        [
-            "strace",
-            "-f",
-            "-qq",
-            "-e",
-            "trace=connect,sendto,sendmmsg",
-            "-o",
-            trace,
-            sys.executable,
-            "-c",
-            program,
-            graph,
-        ],
-        check=True,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
+    subprocess.run([sys.executable, "-c", program, graph], check=True, env={**environment, "HOME": str(home)})
 
-    assert not re.findall(r"^.*AF_INET6?,.*$", trace.read_text(), flags=re.MULTILINE)
+    assert not list(home.rglob("*"))

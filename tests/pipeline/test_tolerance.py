@@ -25,7 +25,7 @@ def test_answers_of_every_way_to_run_are_within_the_tolerance(shipped):
     graph = (shipped.stage("optimize") / "int8-static.onnx").read_bytes()
     images = np.random.default_rng(1).normal(size=(9, 1, 8, 8)).astype(np.float32)
 
-    answers, tolerance = golden_answers(graph, images, floor=1e-6, threads=1)
+    answers, tolerance = golden_answers(graph, images, floor=1e-6)
 
     from lightship.engine.runner import EngineOptions, load_runner
 
@@ -40,4 +40,4 @@ def test_floor_is_kept(shipped):
     graph = (shipped.stage("train") / "reference.onnx").read_bytes()
     images = np.zeros((2, 1, 8, 8), dtype=np.float32)
 
-    assert float(golden_answers(graph, images, floor=0.5, threads=1)[1]) >= 0.5
+    assert float(golden_answers(graph, images, floor=0.5)[1]) >= 0.5

@@ -22,9 +22,6 @@ from lightship.types import Dim, Interface, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine"]
 
-# ONNX Runtime reports to its maker unless told not to, from the first session on. We send nothing to anybody.
-ort.disable_telemetry_events()
-
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that ONNX Runtime itself brings; ``com.microsoft`` holds the quantized operators."""
 

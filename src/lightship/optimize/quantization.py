@@ -30,8 +30,6 @@ def quantize(graph: bytes, run: Callable[[Path, Path], None], *, name: str) -> b
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    import lightship.engine.onnx_runtime  # noqa: F401  # the quantizers run sessions too: this switches reporting off
-
     try:
         model = onnx.load_from_string(graph)
     except DecodeError as exc:
