@@ -153,7 +153,7 @@ def test_slower_variant_is_dropped_with_its_figures(run, reference):
 
     assert found["slow"].correct == 90
     assert found["slow"].timing.ratio.estimate > 1
-    assert found["slow"].dropped.startswith("not shown to be faster than the reference: ")
+    assert found["slow"].dropped.startswith("not shown to be faster than the reference by 3%: ")
     assert "times as slow" in found["slow"].dropped
 
 

@@ -132,3 +132,12 @@ def test_unknown_or_incomplete_policies_are_refused(name, message):
     """A policy without numbers would prove nothing."""
     with pytest.raises(InvalidInput, match=message):
         policy_named(name)
+
+
+def test_undecided_does_not_ask_for_fewer_rows_than_there_are():
+    """121 rows would decide it, with 140 there, would be no advice: these rows saw a drop."""
+    seen = Evidence("accuracy", Verdict.UNDECIDED, {"task": "0" * 64}, "it fell", {"rows": 140, "rows_needed": 121}, {})
+
+    (reason,) = apply_policy(Policy("p", required=("accuracy",)), [seen]).reasons
+
+    assert "121" not in reason

@@ -32,6 +32,7 @@ __all__ = [
 
 MOST_PROPOSED = 3
 _PLAIN_LOSS = 0.05  # selection accuracy lost beyond which a gate look would be wasted, whatever the margin
+_LEAST_GAIN = 0.03  # of the time; a smaller gain is worth no other graph, and timing noise must not choose one
 _BATCH_ROWS = 64
 
 
@@ -229,8 +230,8 @@ def _reason(candidate: Candidate, reference_bytes: int, base_correct: int, setti
     if lost > _PLAIN_LOSS:
         return f"loses {lost:.1%} accuracy on the selection rows"
     timing = candidate.timing
-    if settings.objective == "latency" and timing is not None and not timing.b_is_faster:
-        return f"not shown to be faster than the reference: {timing.words}"
+    if settings.objective == "latency" and timing is not None and timing.ratio.high > 1 - _LEAST_GAIN:
+        return f"not shown to be faster than the reference by {_LEAST_GAIN:.0%}: {timing.words}"
     if settings.objective == "size" and len(candidate.graph) >= reference_bytes:
         return f"not smaller than the reference: {len(candidate.graph)} bytes against {reference_bytes}"
     return ""

@@ -178,9 +178,10 @@ def _worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 def _reason(item: Evidence) -> str:
     advice = _ADVICE.get(item.check, "Look at its evidence")
-    rows = item.measured.get("rows_needed")
-    if item.verdict is Verdict.UNDECIDED and isinstance(rows, int):
-        advice = f"About {rows} gate rows would decide it; give more rows, or: {advice[0].lower()}{advice[1:]}"
+    needed, there = item.measured.get("rows_needed"), item.measured.get("rows", 0)
+    # Where these very rows suffice for a variant without a drop, they saw a drop: more of them are no advice.
+    if item.verdict is Verdict.UNDECIDED and isinstance(needed, int) and isinstance(there, int) and needed > there:
+        advice = f"About {needed} gate rows would decide it; give more rows, or: {advice[0].lower()}{advice[1:]}"
     return f"{item.check}: {item.verdict}, {item.summary}. {advice}"
 
 
