@@ -10,7 +10,7 @@ import pytest
 from lightship.bundle.statement import Evidence
 from lightship.errors import GateRefused, InvalidInput
 from lightship.types import Verdict
-from lightship.validate.gate import apply_policy, policy_named, require
+from lightship.validate.gate import Policy, apply_policy, policy_named, require
 
 POLICY = policy_named("standard", min_accuracy=0.955, margin=0.01)
 METHODS = {
