@@ -212,7 +212,7 @@ def shapes(run, rows):
 
 
 def test_free_batch_is_proven_up_to_the_largest_size_tried(batch):
-    """1, 2, 7, 32 and 33 work."""
+    """All sizes from 1 to 33 work."""
     found = shapes(graph_run(), batch)
 
     assert (found.verdict, proven_batch(found)) == (Verdict.PASSED, (1, 33))
@@ -246,8 +246,17 @@ def test_size_that_mixes_rows_ends_the_proven_range(batch):
 
     found = shapes(lambda rows: run(rows)[::-1] if len(rows) >= 32 else run(rows), batch)
 
-    assert proven_batch(found) == (1, 7)
+    assert proven_batch(found) == (1, 31)
     assert "from its answer alone" in found.summary
+
+
+def test_one_wrong_size_inside_ends_the_proven_range(batch):
+    """A range is proven when every size in it was tried: a batcher makes batches of 13 too."""
+    run = graph_run()
+
+    found = shapes(lambda rows: -run(rows) if len(rows) == 13 else run(rows), batch)
+
+    assert proven_batch(found) == (1, 12)
 
 
 def test_dropped_rows_and_errors_end_the_proven_range(batch):
@@ -260,7 +269,7 @@ def test_dropped_rows_and_errors_end_the_proven_range(batch):
         return run(rows)
 
     assert proven_batch(shapes(lambda rows: run(rows)[: max(1, len(rows) - 1)], batch)) == (1, 1)
-    assert "size 7 fails: out of memory" in shapes(fails, batch).summary
+    assert "size 3 fails: out of memory" in shapes(fails, batch).summary
 
 
 # --- latency --------------------------------------------------------------------------------------------------------
