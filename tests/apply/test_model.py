@@ -13,9 +13,10 @@ import pytest
 from tests.apply.conftest import TASK, gray, logits_of, release
 
 import lightship
+from lightship.apply import images
 from lightship.apply.model import load
 from lightship.data.home import Home
-from lightship.errors import BundleRefused, InvalidInput, InvalidMedia, LightshipError, NotFound
+from lightship.errors import BundleRefused, InvalidInput, InvalidMedia, LightshipError, NotFound, TooLarge
 from lightship.registry.resolve import resolve
 
 
@@ -205,3 +206,17 @@ def test_loading_needs_neither_torch_nor_sqlalchemy(shared_home):
     )
 
     assert done.stdout.splitlines() == ["light", "[]"]
+
+
+def test_a_home_may_be_a_path_as_text(shared_home):
+    """As for ``lightship.ship``."""
+    with load("shades", home=str(shared_home.root)) as loaded:
+        assert loaded.name == "shades"
+
+
+def test_a_file_without_end_is_refused(model, monkeypatch):
+    """A device gives bytes for ever: no more than the limit is read."""
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
+
+    with pytest.raises(TooLarge, match="'/dev/zero' may have at most 1000 bytes"):
+        model.predict("/dev/zero")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
-from lightship.errors import InvalidInput, InvalidTensor, NotFound
+from lightship.errors import InvalidInput, InvalidTensor, NotFound, TooLarge
 from lightship.tasks.task import Raw
 
-__all__ = ["Image", "media_type", "raw_of", "upload"]
+__all__ = ["MAX_FILE_BYTES", "Image", "media_type", "raw_of", "read_bounded", "upload"]
 
 Image: TypeAlias = "bytes | str | os.PathLike[str] | np.ndarray"
 """Bytes of a PNG, JPEG or WebP file, the path of one, or uint8 (height, width), (height, width, 1) or (…, 3)."""
+
+MAX_FILE_BYTES = 256 << 20  # far more than a task takes; a device or a pipe may have no end
 
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
@@ -25,6 +27,7 @@ def raw_of(image: Image) -> Raw:
     Raises:
         NotFound: there is no file at the path.
         InvalidInput: the path cannot be read, or ``image`` is of another type.
+        TooLarge: the file has more than ``MAX_FILE_BYTES``.
     """
     if isinstance(image, np.ndarray):
         return image
@@ -33,11 +36,24 @@ def raw_of(image: Image) -> Raw:
     if not isinstance(image, str | os.PathLike):
         raise InvalidInput(f"An image must be bytes, a path or a numpy array. Got {type(image).__name__}.")
     try:
-        return Path(image).read_bytes()
+        with Path(image).open("rb") as file:
+            return read_bounded(file, what=f"The file {str(image)!r}")
     except FileNotFoundError as exc:
         raise NotFound(f"There is no file {str(image)!r}.") from exc
     except (OSError, ValueError) as exc:
         raise InvalidInput(f"The file {str(image)!r} cannot be read: {getattr(exc, 'strerror', None) or exc}.") from exc
+
+
+def read_bounded(file: BinaryIO, *, what: str) -> bytes:
+    """Return all bytes of a file or stream.
+
+    Raises:
+        TooLarge: there are more than ``MAX_FILE_BYTES``; no more than that is read.
+    """
+    data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise TooLarge(f"{what} may have at most {MAX_FILE_BYTES} bytes. It has more; give one image a file.")
+    return data
 
 
 def upload(image: Image) -> tuple[bytes, str]:

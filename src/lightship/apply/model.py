@@ -34,7 +34,7 @@ __all__ = ["Model", "load"]
 BATCH_ROWS = 32
 
 
-def load(reference: str, *, home: Home | Path | None = None) -> Model:
+def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
     """Load a released model into this process.
 
     Args:
@@ -45,7 +45,7 @@ def load(reference: str, *, home: Home | Path | None = None) -> Model:
         NotFound: no such registry, name, alias or version.
         BundleRefused: bytes, digests, signatures or golden examples do not agree.
     """
-    where = home if isinstance(home, Home) else Home(home) if home is not None else Home.from_environment()
+    where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
     release = read_release(where, reference)
     bundle, manifest = release.bundle, release.bundle.manifest
     variant = manifest.variant(manifest.default)

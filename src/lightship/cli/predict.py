@@ -76,10 +76,10 @@ def predict(
 
 def _read(file: str) -> bytes:
     """Return the bytes of a file or of standard input."""
-    from lightship.apply.images import raw_of
+    from lightship.apply.images import raw_of, read_bounded
 
     if file == "-":
-        return sys.stdin.buffer.read()
+        return read_bounded(sys.stdin.buffer, what="Standard input")
     return bytes(raw_of(Path(file)))
 
 
