@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,12 @@ class Home:
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in (self.store, self.cache, self.runs, self.tuning, self.trust, self.logs):
             path.mkdir(exist_ok=True, mode=0o755)
-        self.trust.chmod(0o755)  # whatever the umask: nobody else may say who is trusted
+        _set_mode(self.trust, 0o755)  # whatever the umask: nobody else may say who is trusted
         self.keys.mkdir(exist_ok=True, mode=0o700)
-        self.keys.chmod(0o700)
+        _set_mode(self.keys, 0o700)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Set the mode if it is another one: a home that may only be read can be served from, as long as it is right."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)

@@ -167,8 +167,10 @@ def load_recipe(path: Path) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except FileNotFoundError as exc:
         raise InvalidRecipe(f"There is no recipe {path}. Give the path of a .toml file.") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidRecipe(f"The recipe {path} cannot be read: {exc}.") from exc
+    except OSError as exc:
+        raise InvalidRecipe(f"The recipe {path} cannot be read: {exc.strerror}.") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidRecipe(f"The recipe {path} is not UTF-8 text: {exc.reason} at byte {exc.start}.") from exc
     except tomllib.TOMLDecodeError as exc:
         raise InvalidRecipe(f"The recipe {path} is not valid TOML: {exc}.") from exc
     try:
