@@ -113,3 +113,35 @@ def test_lists_go_nowhere_when_stdout_is_closed(tmp_path):
     done = _run("history", home=tmp_path, preexec_fn=lambda: os.close(1))
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_note_stays_one_line_of_the_list(tmp_path):
+    """A line break or a terminal's escape in a note could forge a line of `keys list`."""
+    done = _run("keys", "create", "--note", "mine\nfeedbeef  admin", home=tmp_path)
+
+    assert done.returncode == 2
+    assert "`--note` must be at most 200 printable characters" in done.stderr
+    assert not list(tmp_path.rglob("api_keys.json"))
+
+
+def test_a_pipe_is_no_public_key(tmp_path):
+    """It is refused at once; reading it would wait for a writer."""
+    os.mkfifo(tmp_path / "key.pem")
+
+    done = _run("trust", "add", str(tmp_path / "key.pem"), "--name", "ada", home=tmp_path / "home", timeout=20)
+
+    assert done.returncode == 1
+    assert "not a regular file" in done.stderr
+
+
+def test_a_key_file_that_is_no_text_is_refused_without_showing_it(tmp_path):
+    """A wrong path to --key-file is a mistake, not a crash."""
+    (tmp_path / "key").write_bytes(b"secret\xff\xfe")
+    (tmp_path / "photo.png").write_bytes(b"")
+    arguments = ("predict", "m", str(tmp_path / "photo.png"), "--url", "http://127.0.0.1:1")
+
+    done = _run(*arguments, "--key-file", str(tmp_path / "key"), home=tmp_path)
+
+    assert done.returncode == 2
+    assert "A key is printable ASCII" in done.stderr
+    assert "secret" not in done.stderr

@@ -8,6 +8,8 @@ import click
 
 __all__ = ["keys"]
 
+_MOST_NOTE_CHARS = 200  # a line of the list
+
 
 @click.group()
 def keys() -> None:
@@ -30,8 +32,11 @@ def keys() -> None:
 def create(role: str, note: str, as_json: bool) -> None:
     """Make a key and print it, once: only its digest is kept."""
     from lightship.data.home import Home
+    from lightship.errors import InvalidInput
     from lightship.serve.access import KeyFile, Role
 
+    if not note.isprintable() or len(note) > _MOST_NOTE_CHARS:
+        raise InvalidInput(f"`--note` must be at most {_MOST_NOTE_CHARS} printable characters. Got {note[:80]!a}.")
     record, text = KeyFile(Home.from_environment().ensure().keys).create(Role(role), note=note)
     if as_json:
         click.echo(json.dumps({"id": record.id, "role": record.role, "key": text}))

@@ -96,6 +96,7 @@ def _opened(
         return
     from lightship.apply.client import Client
 
-    key = key_file.read_text(encoding="utf-8").strip() if key_file is not None else None
+    # Bytes that are no text become characters that no key has; the client refuses those without showing them.
+    key = key_file.read_text(encoding="utf-8", errors="replace").strip() if key_file is not None else None
     with Client(url, key=key, timeout_s=timeout_s, allow_plain_http=allow_plain_http) as client:
         yield lambda image: client.predict(reference, image)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["trust", "verify"]
 
+_MAX_PEM_BYTES = 1 << 16  # a public key has about a hundred
+
 
 @click.command()
 @click.argument("what", metavar="NAME[@ALIAS|:VERSION]|PATH")
@@ -78,10 +80,13 @@ def trust() -> None:
 @click.option("--name", required=True, help="Who the key belongs to, e.g. release-team.")
 def add(public_key: Path, name: str) -> None:
     """Trust the Ed25519 public key in the PEM file PUBLIC_KEY. Get it from its owner, not from beside the model."""
+    from lightship.bundle.folder import open_regular
     from lightship.bundle.signing import TrustStore
     from lightship.data.home import Home
 
-    signer = TrustStore(Home.from_environment().ensure().trust).add(public_key.read_bytes(), name)
+    with open_regular(public_key.resolve()) as file:  # a pipe would wait for ever
+        pem = file.read(_MAX_PEM_BYTES)
+    signer = TrustStore(Home.from_environment().ensure().trust).add(pem, name)
     click.echo(f"Trusted {signer.name}  {signer.key_id}")
 
 
