@@ -151,9 +151,10 @@ class Folder:
     def _refusal(self, path: str, error: OSError | ValueError) -> BundleRefused:
         if isinstance(error, FileNotFoundError):
             return BundleRefused(f"{path} is missing in {self.root}.")
-        # ELOOP and ENOTDIR are what the kernel says when a part of the path is a link.
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return BundleRefused(f"{path} in {self.root} cannot be opened without following links: {reason}.")
+        # What the kernel says when a part of the path is a link, or no folder.
+        links = " without following links" if getattr(error, "errno", None) in (errno.ELOOP, errno.ENOTDIR) else ""
+        return BundleRefused(f"{path} in {self.root} cannot be opened{links}: {reason}.")
 
     def _check_file(self, path: str, status: os.stat_result, *, max_bytes: int | None) -> None:
         if stat.S_ISLNK(status.st_mode):
