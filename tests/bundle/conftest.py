@@ -124,7 +124,7 @@ def ship(root: Path, *, graph: bytes = b"abc", seed: int = 0) -> Shipped:
         version=1,
         bundle=manifest.digest,
         evidence=tuple(evidence),
-        policy={"margin": 0.01},
+        policy={"margin": 0.01, "required": ["parity"]},
         created=CREATED,
         status="passed",
         card=store.put(b"# digits\n"),

@@ -239,7 +239,14 @@ def check_statement(value, manifest, what):
         need(name not in seen, f"{what}: subject twice")
         need(digest == task if name == "task" else digest in files, f"{what}: evidence of another bundle")
         seen.add(name)
-    return check
+    return check, predicate["verdict"]
+
+
+def check_status(release, verdicts):
+    what = "release.json: policy.required"
+    if release["status"] == "passed":
+        for name in items(release["policy"].get("required", []), 0, 1000, what):
+            need(verdicts.get(name) and set(verdicts[name]) == {"passed"}, f"{what}: {name} did not pass")
 
 
 # --- the manifest ---------------------------------------------------------------------------------------------------
@@ -376,13 +383,17 @@ def verify(root, pems):
         need(len(data) == entry["size"] and sha(data) == entry["sha256"], f"{entry['path']}: digest")
     if release["card"] is not None:
         need("sha256:" + sha(read(root, "card.md")) == release["card"], "card.md: digest")
+    verdicts = {}
     for path in [*listed, *added]:
         data = read(root, path)
         if path in listed:
             need("sha256:" + sha(data) == listed[path]["digest"], f"{path}: digest")
         statement = open_envelope(data, "application/vnd.in-toto+json", trusted, path)
-        check = check_statement(statement, manifest, path)
+        check, verdict = check_statement(statement, manifest, path)
+        if path in listed:
+            verdicts.setdefault(check, []).append(verdict)
         need(path == f"evidence/{check}-{sha(data)[:12]}.json", f"{path}: wrong name")
+    check_status(release, verdicts)
     return release["bundle"]
 
 

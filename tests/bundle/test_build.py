@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_nothing(shipped, tmp_path, monkeypatch):
 
 def test_a_release_without_evidence_and_card_has_no_folder_for_them(own):
     """An empty folder would be refused, so there is none."""
-    folder = own.export("bare", own.release_again(evidence=(), card=None))
+    folder = own.export("bare", own.release_again(evidence=(), policy={}, card=None))
 
     assert not (folder / "evidence").exists()
     assert verify_folder(folder, trust=own.trust).evidence == ()

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lightship.bundle.envelope import pre_authentication_encoding
 from lightship.bundle.manifest import Manifest
 from lightship.bundle.signing import TrustStore
 from lightship.bundle.verify import verify_folder
+from lightship.types import Verdict
 
 STRANGER = Path(__file__).with_name("stranger.py")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bundle-format.md"
@@ -137,3 +139,16 @@ def test_folder_written_from_the_document_verifies(tmp_path):
 
     assert (code, answer) == (0, f"ok {ours.bundle}")
     assert Manifest.from_bytes(documented()["bundle.json"].encode()).default == "reference"
+
+
+def test_stranger_refuses_a_release_that_its_own_evidence_denies(own, make_evidence, tmp_path):
+    """Step 8 of the document."""
+    denied = replace(make_evidence(own.manifest), verdict=Verdict.UNDECIDED)
+    digest = own.release_again(evidence=(("parity", own.store.put(own.sign(denied))),))
+    pem = tmp_path / "ada.pem"
+    pem.write_bytes(own.key.public_pem)
+
+    code, answer = ask_stranger(own.export("denied", digest), pem)
+
+    assert code == 1
+    assert "parity did not pass" in answer

@@ -454,3 +454,21 @@ def test_the_smallest_listing_wins_over_a_forged_size(shipped, folder):
     digest = shipped.release_again(bundle=release.bundle, evidence=())
     with pytest.raises(BundleRefused, match=r"assets/n\.txt must have 8 bytes\. It has 7"):
         verify_stored(shipped.store, digest, trust=shipped.trust)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAILED, Verdict.UNDECIDED, Verdict.UNPROVEN])
+def test_a_release_that_calls_itself_passed_against_its_own_evidence_is_refused(own, make_evidence, verdict):
+    """The word `passed` is the signer's program's; the evidence that it signed too must say the same."""
+    evidence = replace(make_evidence(own.manifest), verdict=verdict)
+    listed = (("parity", own.store.put(own.sign(evidence))),)
+
+    with pytest.raises(BundleRefused, match=f"requires 'parity', but the evidence for that says {verdict}"):
+        verify_stored(own.store, own.release_again(evidence=listed), trust=own.trust)
+
+
+def test_a_required_check_without_evidence_is_refused(own):
+    """Leaving the evidence out is no way round it."""
+    digest = own.release_again(policy={"required": ["accuracy"]})
+
+    with pytest.raises(BundleRefused, match="requires 'accuracy', but the evidence for that says nothing"):
+        verify_folder(own.export("folder", digest), trust=own.trust)

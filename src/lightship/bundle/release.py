@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lightship.bundle.digest import Digest
@@ -21,9 +21,9 @@ from lightship.bundle.document import (
 from lightship.bundle.envelope import MAX_ENVELOPE_BYTES, open_envelope, payload_json, peek_payload, seal
 from lightship.bundle.signing import PrivateKey, Signer, TrustStore
 from lightship.errors import BundleRefused
-from lightship.types import Json
+from lightship.types import Json, Verdict
 
-__all__ = ["PAYLOAD_TYPE", "STATUSES", "Release", "open_release", "peek_release", "sign_release"]
+__all__ = ["PAYLOAD_TYPE", "STATUSES", "Release", "open_release", "peek_release", "require_passed", "sign_release"]
 
 PAYLOAD_TYPE = "application/vnd.lightship.release+json"
 STATUSES = ("passed", "structural")
@@ -80,6 +80,32 @@ def sign_release(release: Release, *, key: PrivateKey) -> bytes:
     payload = payload_json(record, what=f"The release {release.name}:{release.version}")
     _parse(payload, what=f"release {release.name}:{release.version}")  # what a reader refuses is never signed
     return seal(payload, payload_type=PAYLOAD_TYPE, key=key)
+
+
+def require_passed(release: Release, found: Iterable[tuple[str, Verdict]], *, what: str = "release.json") -> None:
+    """Refuse a release that calls itself passed while its evidence does not say so.
+
+    Where the policy names ``required`` checks, each must have evidence among ``found`` (check, verdict), all of it
+    passed. A reader that took the word ``passed`` for it would trust the signer's program, not the evidence.
+
+    Raises:
+        BundleRefused: names the check.
+    """
+    required = release.policy.get("required", [])
+    if release.status != "passed" or not required:
+        return
+    if not isinstance(required, list) or not all(isinstance(check, str) for check in required):
+        raise BundleRefused(f"{what}: policy.required must be a list of names of checks. Got {required!r:.100}.")
+    verdicts: dict[str, list[Verdict]] = {}
+    for check, verdict in found:
+        verdicts.setdefault(check, []).append(verdict)
+    for name in required:
+        of_check = verdicts.get(str(name), [])
+        if not of_check or any(verdict is not Verdict.PASSED for verdict in of_check):
+            raise BundleRefused(
+                f"{what}: its status is 'passed' and its policy requires {name!r}, but the evidence for that says "
+                f"{', '.join(of_check) or 'nothing'}. Do not run it; ask its signer."
+            )
 
 
 def open_release(envelope: bytes, *, trust: TrustStore, what: str = "release.json") -> tuple[Release, Signer]:

@@ -16,7 +16,7 @@ from lightship.bundle.document import NAME_PATTERN
 from lightship.bundle.envelope import MAX_ENVELOPE_BYTES
 from lightship.bundle.folder import Folder
 from lightship.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
-from lightship.bundle.release import Release, open_release
+from lightship.bundle.release import Release, open_release, require_passed
 from lightship.bundle.signing import Signer, TrustStore
 from lightship.bundle.statement import TASK_SUBJECT, read_evidence
 from lightship.bundle.store import BlobStore
@@ -211,6 +211,7 @@ def _judge_listed(
                 f"{path} is evidence of the check {evidence.check!r}; the release lists it as {check!r}."
             )
         found.append(evidence)
+    require_passed(release, [(each.check, each.verdict) for each in found], what=RELEASE_FILE)
     return tuple(found)
 
 

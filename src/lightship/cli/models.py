@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -154,13 +152,6 @@ def _open() -> Registry:
     return open_database(home)
 
 
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return f"uid {os.getuid()}"
-
-
 def _refuse_broken(check: HistoryCheck) -> None:
     from lightship.errors import Refused
 
@@ -227,3 +218,9 @@ def _minute(at: str) -> str:
 
 def _short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
+
+
+def _who() -> str:
+    from lightship.registry.user import current_user
+
+    return current_user()

@@ -10,8 +10,8 @@ import numpy as np
 from lightship.bundle.manifest import REFERENCE, TaskRef
 from lightship.bundle.statement import TASK_SUBJECT, Evidence
 from lightship.data.files import sha256_hex
-from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.optimize.search import logits_of
+from lightship.errors import InvalidInput, LightshipError, Refused
+from lightship.optimize.search import limited_runner, logits_of
 from lightship.pipeline.bench import Bench
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
@@ -62,23 +62,27 @@ class Look:
         task = {TASK_SUBJECT: task_ref(prepared).digest}
         reference = {"reference": sha256_hex(trained.reference)}
         self._reference = Judged(
-            REFERENCE, "fp32", trained.reference, self._run(trained.reference), {**task, **reference}
+            REFERENCE, "fp32", trained.reference, self._run(REFERENCE, trained.reference), {**task, **reference}
         )
         self._candidates = [
             Judged(
                 each.name,
                 each.precision,
                 each.graph,
-                self._run(each.graph),
+                self._run(each.name, each.graph),
                 {**task, **reference, each.name: sha256_hex(each.graph)},
             )
             for each in optimized.proposed
         ]
 
-    def _run(self, graph: bytes) -> np.ndarray:
-        runner = _load(graph)
+    def _run(self, name: str, graph: bytes) -> np.ndarray:
+        runner = limited_runner(graph)
         try:
             return logits_of(runner, self._images)
+        except (InvalidInput, Refused):
+            raise
+        except LightshipError as exc:  # it answered the selection rows and fails on these: nothing can be judged
+            raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
         finally:
             runner.close()
 
@@ -157,7 +161,7 @@ class Look:
     def golden(self) -> Evidence:
         """Today's preprocessing against the answers that were recorded when the model was trained."""
         golden = self._trained.golden
-        runner = _load(self._trained.reference)
+        runner = limited_runner(self._trained.reference)
         return check_golden(
             self._prepared.task,
             golden.files,
@@ -170,7 +174,7 @@ class Look:
 
     def shapes(self, chosen: Judged) -> Evidence:
         """Batch sizes that the chosen graph answers as it answers single rows."""
-        runner = _load(chosen.graph)
+        runner = limited_runner(chosen.graph)
         return check_shapes(
             lambda images: runner.run({"image": images})["logits"],
             self._images,
@@ -206,7 +210,3 @@ class Look:
             subjects=self._reference.subjects,
             confidence=self._gate.confidence,
         )
-
-
-def _load(graph: bytes) -> Runner:
-    return load_runner(graph, options=EngineOptions(threads=1))

@@ -6,19 +6,18 @@ A key that is not known is refused with the nearest known one: a dropped typo wo
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lightship.errors import InvalidRecipe
+from lightship.errors import InvalidInput, InvalidRecipe
 from lightship.extensions import extension_names
+from lightship.registry.names import check_name
 
 __all__ = ["Data", "Gate", "Image", "Optimize", "Recipe", "Split", "Train", "load_recipe"]
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 _LARGEST_SEED = 2**53 - 1  # what JSON carries exactly
 
 
@@ -130,7 +129,7 @@ def _check_pass(name: str, *, also: tuple[str, ...]) -> None:
 class Gate(_Section):
     """What the evidence must show before anything is released."""
 
-    min_accuracy: float = Field(0.0, ge=0, le=1, description="the accuracy's lower bound must reach this")
+    min_accuracy: float = Field(0.0, ge=0, lt=1, description="the accuracy's lower bound must reach this")
     margin: float = Field(0.01, gt=0, lt=1, description="the largest accuracy that the variant may lose")
     confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence of every interval and test")
     overfitting_limit: float = Field(0.05, gt=0, le=1, description="largest gap of train over validation accuracy")
@@ -151,9 +150,10 @@ class Recipe(_Section):
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value) or value.endswith(".raw"):
-            raise ValueError("must be 1-64 of a-z 0-9 . _ -, begin and end with a letter or digit, not end with .raw")
-        return value
+        try:
+            return check_name(value)
+        except InvalidInput as exc:
+            raise ValueError(str(exc)) from exc
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -48,6 +48,7 @@ _TITLES = {
     "search": "What was tried",
     "overfitting": "Training against validation",
     "noninferiority": "The variant is as accurate as the reference",
+    "probabilities": "Probabilities are those of the reference",
     "class_harm": "No class is harmed",
     "latency": "Speed against the reference",
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightship.bundle.document import NAME_PATTERN
+from lightship.bundle.manifest import REFERENCE
 from lightship.data.files import sha256_hex
 from lightship.engine.machine import fingerprint
 from lightship.engine.runner import EngineOptions, load_runner
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Optimized", "optimize"]
 
 _CALIBRATION_BATCH = 32
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")
 _LARGEST_GRAPH_BYTES = 2**31 - 1  # what one protobuf message can hold
 
 
@@ -45,6 +45,12 @@ class Optimized:
     candidates: tuple[Candidate, ...]
     reference_correct: int
     must_pass: bool
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was tried and measured, whichever run of the stage did it; graphs go by their digests."""
+        tried = [f"{each.to_json()!r} {sha256_hex(each.graph)}" for each in self.candidates]
+        return sha256_hex("\n".join([str(self.reference_correct), *tried]).encode())
 
     @property
     def proposed(self) -> tuple[Candidate, ...]:
@@ -87,7 +93,7 @@ def optimize(bench: Bench, prepared: Prepared, trained: Trained, *, variant: Pat
 
 
 def _variant_name(path: Path) -> str:
-    return path.stem if _NAME.fullmatch(path.stem) and path.stem != "reference" else "given"
+    return path.stem if NAME_PATTERN.fullmatch(path.stem) and path.stem != REFERENCE else "given"
 
 
 def _read_graph(path: Path) -> bytes:

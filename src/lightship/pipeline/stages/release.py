@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from lightship.bundle.arrays import npy_from_array
 from lightship.bundle.build import build_bundle
 from lightship.bundle.manifest import REFERENCE, Expected, Golden, Variant
-from lightship.bundle.release import Release, sign_release
+from lightship.bundle.release import Release, require_passed, sign_release
 from lightship.bundle.signing import PrivateKey, Signer, TrustStore
 from lightship.bundle.statement import sign_evidence
 from lightship.bundle.store import BlobStore, StoredBundle
@@ -29,7 +27,8 @@ from lightship.pipeline.stages.validate import Validated
 from lightship.pipeline.tolerance import golden_answers
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow
-from lightship.types import Interface, Json
+from lightship.registry.user import current_user
+from lightship.types import Interface, Json, Verdict
 from lightship.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def release(bench: Bench, prepared: Prepared, trained: Trained, validated: Valid
     finished = bench.cache.run(
         "release",
         {
-            "validated": validated.finished.key,
+            "validated": validated.digest,
             "signer": key.key_id,
             "store": str(bench.home.store),
             "code": code_digest("bundle", "pipeline/stages/release.py", "pipeline/tolerance.py"),
@@ -80,7 +79,7 @@ def release(bench: Bench, prepared: Prepared, trained: Trained, validated: Valid
             bench.recipe.name,
             bundle=built["bundle"],
             release=lambda version: store.put(sign_release(_record(bench, validated, built, version), key=key)),
-            who=_who(),
+            who=current_user(),
             evidence=[EvidenceRow(**row) for row in built["evidence"]],
             why="the gate passed",
             note=f"variant {validated.chosen}",
@@ -177,16 +176,8 @@ def _is_stored(store: BlobStore, folder: Path) -> bool:
     return True
 
 
-def _who() -> str:
-    """Return the user's name, or the number where there is none, as in many containers."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
-
-
 def _record(bench: Bench, validated: Validated, built: dict[str, Any], version: int) -> Release:
-    return Release(
+    record = Release(
         name=bench.recipe.name,
         version=version,
         bundle=built["bundle"],
@@ -195,6 +186,8 @@ def _record(bench: Bench, validated: Validated, built: dict[str, Any], version: 
         created=built["created"],
         status="passed",
     )
+    require_passed(record, [(row["check"], Verdict(row["verdict"])) for row in built["evidence"]])
+    return record
 
 
 def _released(

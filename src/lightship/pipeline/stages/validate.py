@@ -79,6 +79,11 @@ class Validated:
         return (*lines, found["search"].summary)
 
     @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the decision with its evidence: what a release rests on, whichever run of the stage made it."""
+        return sha256_hex((self.finished.path / "validated.json").read_bytes())
+
+    @cached_property
     def graph(self) -> bytes:
         """The bytes of the chosen graph."""
         return (self.finished.path / "chosen.onnx").read_bytes()
@@ -120,7 +125,7 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
         {
             "reference": sha256_hex(trained.reference),
             "trained": trained.finished.key,
-            "optimized": optimized.finished.key,
+            "optimized": optimized.digest,
             "task": prepared.task.config(),
             "rows": prepared.split.fingerprints["gate"],
             "gate": settings_json(gate),
