@@ -140,14 +140,17 @@ def _variants(
     optimized: Optimized, trained: Trained, validated: Validated, confidence: float
 ) -> tuple[VariantFacts, ...]:
     timings = [each.timing for each in optimized.candidates if each.timing]
+    # Each variant was timed beside the reference in a run of its own, and runs differ; what holds is the ratio within
+    # one. So all latencies are brought to one run of the reference: its quickest.
+    base_ms = min((timing.a_ms.p50 for timing in timings), default=0.0)
     rows = max((each.rows for each in optimized.candidates), default=0)
     reference = VariantFacts(
         name=REFERENCE,
         precision="fp32",
         size_bytes=len(trained.reference),
         accuracy=wilson(optimized.reference_correct, rows, confidence) if rows else None,
-        latency_p50_ms=float(np.median([t.a_ms.p50 for t in timings])) if timings else None,
-        latency_p99_ms=float(np.median([t.a_ms.p99 for t in timings])) if timings else None,
+        latency_p50_ms=base_ms if timings else None,
+        latency_p99_ms=min(t.a_ms.p99 for t in timings) if timings else None,
         speedup=None,
         chosen=validated.chosen == REFERENCE,
         verdict=validated.decision.verdict if validated.chosen == REFERENCE else Verdict.PASSED,
@@ -163,8 +166,8 @@ def _variants(
                 precision=each.precision,
                 size_bytes=len(each.graph),
                 accuracy=wilson(each.correct, each.rows, confidence) if each.rows else None,
-                latency_p50_ms=each.timing.b_ms.p50 if each.timing else None,
-                latency_p99_ms=each.timing.b_ms.p99 if each.timing else None,
+                latency_p50_ms=base_ms * each.timing.ratio.estimate if each.timing else None,
+                latency_p99_ms=each.timing.b_ms.p99 * base_ms / each.timing.a_ms.p50 if each.timing else None,
                 speedup=_inverse(each.timing.ratio) if each.timing else None,
                 chosen=each.name == validated.chosen,
                 verdict=outcome.verdict if outcome else Verdict.UNPROVEN,

@@ -69,10 +69,11 @@ class Validated:
     @property
     def headlines(self) -> tuple[str, ...]:
         """The decision for people: one sentence, then why, each in one line."""
+        name = "the reference" if self.chosen == REFERENCE else self.chosen
         if not self.decision.released:
-            return (f"The gate refuses {self.chosen} ({self.decision.verdict}).", *self.decision.reasons)
+            return (f"The gate refuses {name} ({self.decision.verdict}).", *self.decision.reasons)
         found = {each.check: each for each in self.evidence}
-        lines = [f"The gate lets {self.chosen} through. {found['accuracy'].summary}."]
+        lines = [f"The gate lets {name} through. {found['accuracy'].summary}."]
         if self.chosen != REFERENCE:
             lines += [found["noninferiority"].summary, found["latency"].summary]
         lines += [f"{each.name} was not taken: {each.reason}" for each in self.outcomes if each.name != self.chosen]
