@@ -14,7 +14,7 @@ import numpy as np
 from lightship.data.rows import BadRow, Dataset, Row
 from lightship.data.sources import read_source
 from lightship.data.split import PARTS, Split, split_rows
-from lightship.errors import InvalidData
+from lightship.errors import InvalidData, InvalidInput
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.tasks.image_classification import ImageClassification
@@ -147,13 +147,17 @@ def _plain_task(bench: Bench, dataset: Dataset) -> ImageClassification:
     image = bench.recipe.image
     colors, heights, widths = [], [], []
     probe = ImageClassification(labels=labels, channels=3, height=8, width=8, mean=("0",) * 3, std=("1",) * 3)
-    for row in _first_decodable(probe, dataset):
+    good, why_not = _first_decodable(probe, dataset)
+    for row in good:
         pixels = probe.decode_pixels(row.raw)
         heights.append(pixels.shape[0])
         widths.append(pixels.shape[1])
         colors.append(bool((pixels != pixels[..., :1]).any()))
     if not heights:
-        raise InvalidData(f"None of the first {_ROWS_LOOKED_AT} rows of {dataset.source} can be decoded as an image.")
+        raise InvalidData(
+            f"None of the first {min(_ROWS_LOOKED_AT, len(dataset.rows))} rows of {dataset.source} can be decoded as an "
+            f"image. The first, {dataset.ids[0]}: {why_not}"
+        )
     channels = image.channels or (3 if any(colors) else 1)
     return ImageClassification(
         labels=labels,
@@ -165,17 +169,17 @@ def _plain_task(bench: Bench, dataset: Dataset) -> ImageClassification:
     )
 
 
-def _first_decodable(probe: ImageClassification, dataset: Dataset) -> list[Row]:
-    from lightship.errors import InvalidInput
-
-    good = []
+def _first_decodable(probe: ImageClassification, dataset: Dataset) -> tuple[list[Row], str]:
+    """Return the first rows that are images, and why the first that is none is none; ``split_rows`` names the others."""
+    good, why_not = [], ""
     for row in dataset.rows[:_ROWS_LOOKED_AT]:
         try:
             probe.decode_pixels(row.raw)
-        except InvalidInput:
-            continue  # split_rows names it among the bad rows
+        except InvalidInput as exc:
+            why_not = why_not or str(exc)
+            continue
         good.append(row)
-    return good
+    return good, why_not
 
 
 def _side(sizes: list[int]) -> int:
