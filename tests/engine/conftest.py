@@ -52,3 +52,33 @@ def model() -> Callable[..., onnx.ModelProto]:
 def linear_graph() -> bytes:
     """The bytes of ``y = x @ w``."""
     return linear().SerializeToString()
+
+
+@pytest.fixture
+def looping(model: Callable[..., onnx.ModelProto]) -> Callable[[int | None], onnx.ModelProto]:
+    """Build ``y = cos(cos(... x))`` with so many rounds of a Loop; ``None``: as many as the largest ``x`` says."""
+
+    def build_loop(rounds: int | None) -> onnx.ModelProto:
+        scalars = [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ]
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Cos", ["before"], ["after"])],
+            "body",
+            [*scalars, helper.make_tensor_value_info("before", TensorProto.FLOAT, None)],
+            [
+                helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+            ],
+        )
+        loop = helper.make_node("Loop", ["rounds", "start", "x"], ["y"], body=body)
+        constants = {"start": np.array(True)}
+        if rounds is not None:
+            constants["rounds"] = np.array(rounds, dtype=np.int64)
+            return model([loop], weights=constants, out_shape=("batch", 3))
+        largest = helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0)
+        count = helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64)
+        return model([largest, count, loop], weights=constants, out_shape=("batch", 3))
+
+    return build_loop

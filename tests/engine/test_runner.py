@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import onnx
@@ -50,9 +52,9 @@ def test_anonymous_dimensions_get_names_that_are_free(model):
     assert interface.outputs[0].shape == ("d3", "d0", 4)  # the engine itself found that axis 1 is the input's
 
 
-@pytest.mark.parametrize("options", [{"threads": 2}, {"spin": True}, {"optimization": "none"}])
+@pytest.mark.parametrize("options", [{"threads": 2}, {"spin": True}, {"optimization": "none"}, {"limit_s": 60}])
 def test_options_do_not_change_the_answer(linear_graph, options):
-    """Threads, spinning and optimization change speed only."""
+    """Threads, spinning, optimization and a limit that is not reached change speed only."""
     x = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
 
     y = load_runner(linear_graph, options=EngineOptions(**options)).run({"x": x})["y"]
@@ -67,7 +69,14 @@ def test_unknown_engine_is_refused_with_the_known_names(linear_graph):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"threads": 0}, "threads.*Got 0"), ({"optimization": "max"}, "all, extended.*'max'")]
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads.*Got 0"),
+        ({"optimization": "max"}, "all, extended.*'max'"),
+        ({"limit_s": 0}, "limit_s.*above 0.*Got 0"),
+        ({"limit_s": float("nan")}, "limit_s.*Got nan"),
+        ({"limit_s": float("inf")}, "limit_s.*Got inf"),
+    ],
 )
 def test_impossible_options_are_refused(options, message):
     """Options are checked when they are made."""
@@ -134,6 +143,50 @@ def test_failure_inside_the_engine_is_told_without_its_insides(model, capfd):
 
     assert "secret_node" not in str(caught.value)
     assert "secret_node" not in capfd.readouterr().err
+
+
+def test_endless_loop_is_stopped_at_the_limit(looping):
+    """A trip count of 2^62 would keep the process for ever; the message says how long and on what, and what to do."""
+    runner = load(looping(2**62), limit_s=0.5)
+    start = time.monotonic()
+
+    with pytest.raises(LightshipError, match=r"longer than 0\.5 s on a batch of x \(4, 3\).*Look for a loop"):
+        runner.run({"x": BATCH})
+
+    assert time.monotonic() - start < 5
+
+
+def test_loop_that_ends_within_the_limit_gives_its_answer(looping):
+    """The limit costs nothing but time: same numbers, and no timer stays behind."""
+    found = load(looping(3), limit_s=60).run({"x": BATCH})["y"]
+
+    np.testing.assert_array_equal(found, load(looping(3)).run({"x": BATCH})["y"])
+    np.testing.assert_allclose(found, np.cos(np.cos(np.cos(BATCH))), rtol=1e-6)
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
+
+
+def test_runner_can_be_used_again_after_a_stop(looping):
+    """The first batch asks for 10^15 rounds, the next for two: only the first is an error."""
+    runner = load(looping(None), limit_s=0.5)
+
+    with pytest.raises(LightshipError, match=r"longer than 0\.5 s"):
+        runner.run({"x": np.full((1, 3), 1e15, dtype=np.float32)})
+
+    twos = np.full((1, 3), 2, dtype=np.float32)
+    np.testing.assert_allclose(runner.run({"x": twos})["y"], np.cos(np.cos(twos)), rtol=1e-6)
+
+
+def test_failure_under_a_limit_is_not_called_too_long(model):
+    """Only what the timer stopped was too slow."""
+    graph = model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        weights={"shape": np.array([2, 3])},
+        out_shape=("batch", 3),
+    )
+
+    with pytest.raises(LightshipError, match=r"failed while it ran on x \(4, 3\)"):
+        load(graph, limit_s=60).run({"x": BATCH})
 
 
 def test_closed_graph_does_not_run(linear_graph):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lightship.engine.runner import load_runner
-from lightship.errors import InvalidInput
+from lightship.errors import InvalidInput, Refused
 from lightship.optimize.passes.int8_dynamic import Int8Dynamic
 from lightship.optimize.passes.int8_static import Int8Static
 from lightship.optimize.search import (
@@ -236,6 +236,69 @@ def test_given_graph_is_measured(reference, selection):
 
     assert (found.name, found.dropped, found.correct) == ("mine", "", 90)
     assert found.timing.ratio.estimate > 1
+
+
+def endless(reference: bytes, *, batch: int | None = None) -> bytes:
+    """Return the graph with a loop of 2^62 rounds before its answer; with ``batch``, only when it gets so many rows."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        scalars = [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ]
+        body = helper.make_graph(
+            [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Relu", ["before"], ["after"])],
+            "body",
+            [*scalars, helper.make_tensor_value_info("before", TensorProto.FLOAT, None)],
+            [
+                helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+            ],
+        )
+        constants = {"rounds": np.array(2**62), "start": np.array(True), "one": np.array([batch or 0])}
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+        nodes = [helper.make_node("Loop", ["rounds", "go_on", "flat"], ["looped"], body=body)]
+        if batch is None:
+            nodes.insert(0, helper.make_node("Identity", ["start"], ["go_on"]))
+        else:
+            nodes[:0] = [
+                helper.make_node("Shape", ["image"], ["size"], start=0, end=1),
+                helper.make_node("Equal", ["size", "one"], ["same"]),
+                helper.make_node("Squeeze", ["same"], ["go_on"]),
+            ]
+        gemm = next(node for node in graph.node if node.op_type == "Gemm")
+        gemm.input[0] = "looped"
+        place = len(graph.node) - 1
+        for node in reversed(nodes):
+            graph.node.insert(place, node)
+
+    return changed(reference, edit)
+
+
+@pytest.fixture
+def half_a_second(monkeypatch):
+    """Lower the limit of a run: the real one is two minutes."""
+    monkeypatch.setattr("lightship.optimize.search.LONGEST_RUN_S", 0.5)
+
+
+@pytest.mark.usefixtures("half_a_second")
+@pytest.mark.parametrize("batch", [None, 1])
+def test_endless_graph_is_a_dropped_candidate(run, reference, batch):
+    """On every batch, or only on that of the timing, which has no limit of its own: the others go on."""
+    found = run(Giving("endless", graph=endless(reference, batch=batch)), Int8Dynamic())
+
+    assert found["endless"].dropped.startswith("the engine does not run it: The graph ran longer than 0.5 s on a batch")
+    assert found["int8-dynamic"].dropped == ""
+
+
+@pytest.mark.usefixtures("half_a_second")
+def test_endless_graph_that_was_given_is_refused(reference, selection):
+    """The file is at fault, and the message names it, the limit and the batch."""
+    with pytest.raises(
+        Refused, match=r"variant 'mine' is refused.*longer than 0\.5 s on a batch of image \(64, 1, 8, 8\)"
+    ):
+        measure_file("mine", endless(reference), reference=reference, selection=selection, settings=SIZE)
 
 
 def _rename(model: onnx.ModelProto, old: str, new: str) -> None:

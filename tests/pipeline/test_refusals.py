@@ -262,3 +262,48 @@ def test_absolute_garbage_has_no_traceback(site):
 
     with pytest.raises(InvalidInput, match=r"Give the bytes of a \.onnx file"):
         validate(site.recipe, variant=path, home=site.home)
+
+
+def test_graph_that_runs_too_long_is_refused(site, reference, lightship, monkeypatch):
+    """A loop of 2^62 rounds ends the command with 6 and one line, not never."""
+    monkeypatch.setattr("lightship.optimize.search.LONGEST_RUN_S", 0.5)
+    scalars = [
+        helper.make_tensor_value_info("round", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+    ]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Relu", ["before"], ["after"])],
+        "body",
+        [*scalars, helper.make_tensor_value_info("before", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+    )
+    renamed_output(reference)
+    reference.graph.node.append(helper.make_node("Loop", ["rounds", "start", "scores"], ["logits"], body=body))
+    reference.graph.output[0].name = "logits"
+    reference.graph.initializer.extend(
+        numpy_helper.from_array(array, name)
+        for name, array in {"rounds": np.array(2**62), "start": np.array(True)}.items()
+    )
+
+    ran = lightship("validate", site.recipe, "--variant", save(site, reference), home=site.home)
+
+    assert ran.code == 6
+    assert "longer than 0.5 s on a batch of image (60, 1, 8, 8)" in ran.err
+    assert "Traceback" not in ran.err
+    assert nothing_new(site)
+
+
+def test_scaled_logits_are_refused_though_every_label_is_right(site, reference):
+    """A thousandth of every logit: no row is lost, and every probability is about a third."""
+    last = next(node for node in reversed(reference.graph.node) if node.op_type == "Gemm")
+    for name in last.input[1:]:
+        change(reference, name, lambda values: values * 1e-3)
+
+    with pytest.raises(GateRefused, match=r"probabilities: failed, Probabilities differ by \d+\.\d points") as caught:
+        validate(site.recipe, variant=save(site, reference), home=site.home)
+
+    assert "noninferiority" not in str(caught.value)
+    assert nothing_new(site)

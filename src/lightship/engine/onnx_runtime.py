@@ -7,7 +7,9 @@ shared libraries, and the engine would go and fetch them. Import this module lat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import count
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,7 @@ class OnnxRuntimeEngine:
 
     Args:
         graph: an ONNX model without external data.
-        options: threads, optimization level, spinning.
+        options: threads, optimization level, spinning, limit of a run.
 
     Raises:
         InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run.
@@ -78,6 +80,7 @@ class OnnxRuntimeEngine:
                 "ONNX Runtime cannot load this graph. Check it with `onnx.checker`, and that its operators and opset "
                 f"are ones that onnxruntime {ort.__version__} knows."
             ) from exc
+        self._limit_s = options.limit_s
         self._interface = _interface(self._session)
         self._outputs = [spec.name for spec in self._interface.outputs]
 
@@ -93,7 +96,7 @@ class OnnxRuntimeEngine:
         check_inputs(self._interface, inputs)
         feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
-            arrays = self._session.run(self._outputs, feeds)
+            arrays = self._arrays(feeds)
         except _ENGINE_ERRORS as exc:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
             raise LightshipError(
@@ -104,9 +107,41 @@ class OnnxRuntimeEngine:
         check_outputs(self._interface, inputs, outputs)
         return outputs
 
+    def _arrays(self, feeds: Mapping[str, np.ndarray]) -> Any:
+        if self._limit_s is None:
+            return self._session.run(self._outputs, feeds)
+        run_options = ort.RunOptions()  # its own for each run: one that has stopped a run would stop the next as well
+        with _stopped_after(self._limit_s, run_options):
+            try:
+                return self._session.run(self._outputs, feeds, run_options)
+            except _ENGINE_ERRORS as exc:
+                if not run_options.terminate:
+                    raise
+                shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+                raise LightshipError(
+                    f"The graph ran longer than {self._limit_s:g} s on a batch of {shapes} and was stopped. "
+                    "Look for a loop in it without an end or with too many rounds, or give a smaller graph."
+                ) from exc
+
     def close(self) -> None:
         """Free the graph."""
         self._session = None
+
+
+@contextmanager
+def _stopped_after(limit_s: float, run_options: Any) -> Iterator[None]:
+    """Tell the engine to give up after ``limit_s``; it looks at the flag before each operator, in loops as well."""
+
+    def stop() -> None:
+        run_options.terminate = True
+
+    timer = Timer(limit_s, stop)
+    timer.daemon = True  # a process that ends does not wait for it
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _session_options(options: EngineOptions) -> Any:

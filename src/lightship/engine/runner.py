@@ -15,8 +15,13 @@ from lightship.errors import InvalidInput, InvalidTensor, LightshipError
 from lightship.extensions import load_extension
 from lightship.types import DTYPES, Dim, Interface, TensorSpec
 
-__all__ = ["Engine", "EngineOptions", "Runner", "check_inputs", "check_outputs", "load_runner"]
+__all__ = ["LONGEST_RUN_S", "Engine", "EngineOptions", "Runner", "check_inputs", "check_outputs", "load_runner"]
 
+LONGEST_RUN_S = 120.0
+"""Limit of one batch of a graph that is being judged. A file may hold a loop without an end; an honest graph answers 64
+rows in far less, on a machine under load as well."""
+
+_LONGEST_LIMIT_S = 1e6  # eleven days; a timer refuses what does not fit its clock
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
 
 
@@ -29,11 +34,15 @@ class EngineOptions:
         optimization: how far the engine may rewrite the graph: ``all``, ``extended``, ``basic`` or ``none``.
         spin: let idle threads burn their core while they wait. Quicker by microseconds when a process owns its
             cores; slower for everybody when it does not.
+        limit_s: stop a run that takes longer, with an error; ``None`` lets it run on. The engine looks between
+            operators, also those inside of a loop, so one endless operator is not stopped. Each run under a limit
+            starts a thread: leave it out where time is measured or counts.
     """
 
     threads: int = 1
     optimization: str = "all"
     spin: bool = False
+    limit_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -41,6 +50,10 @@ class EngineOptions:
         if self.optimization not in OPTIMIZATIONS:
             raise InvalidInput(
                 f"`optimization` of an engine must be one of {', '.join(OPTIMIZATIONS)}. Got {self.optimization!r}."
+            )
+        if self.limit_s is not None and not 0 < self.limit_s <= _LONGEST_LIMIT_S:
+            raise InvalidInput(
+                f"`limit_s` of an engine must be above 0 and at most {_LONGEST_LIMIT_S:g}, or None. Got {self.limit_s}."
             )
 
 
@@ -56,7 +69,8 @@ class Runner(Protocol):
 
         Raises:
             InvalidTensor: a name, dtype, rank or size that the interface does not allow.
-            LightshipError: the engine failed, or the graph gave another number of rows than it got.
+            LightshipError: the engine failed, the graph gave another number of rows than it got, or it ran longer than
+                ``EngineOptions.limit_s``; after that the runner can be used again.
         """
 
     def close(self) -> None:

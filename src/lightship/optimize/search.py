@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lightship.engine.measure import PairedTiming, interleaved
-from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import InvalidInput, LightshipError
+from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
+from lightship.errors import InvalidInput, LightshipError, Refused
 from lightship.optimize.variant_pass import PassFailed, VariantPass
 from lightship.types import Interface, Json, Progress
 from lightship.validate.logits import nonfinite_rows
@@ -25,6 +25,7 @@ __all__ = [
     "Rows",
     "SearchSettings",
     "count_correct",
+    "limited_runner",
     "logits_of",
     "measure_file",
     "search",
@@ -114,9 +115,8 @@ def search(
     At most ``MOST_PROPOSED`` have an empty ``dropped``. ``named`` means that a person asked for these passes: then
     what can be made is proposed, however fast it is and however it answers, and the gate alone decides.
     """
-    options = EngineOptions(threads=settings.threads)
-    base = load_runner(reference, options=options)
-    base_correct = count_correct(base, selection)
+    base_correct = _correct_within_limit(reference, selection, settings)
+    base = _timed_runner(reference, settings)
     tried = []
     progress.start("Make and measure variants", len(passes))
     for each in passes:
@@ -165,11 +165,16 @@ def measure_file(name: str, graph: bytes, *, reference: bytes, selection: Rows, 
     """Return a graph that somebody else made as a measured, proposed candidate.
 
     Raises:
-        LightshipError: the engine cannot load it, or it has another interface than the reference.
+        InvalidInput: the engine cannot load it, or it has another interface than the reference.
+        Refused: it reaches outside of itself, or it fails while it runs, or runs too long.
     """
-    base = load_runner(reference, options=EngineOptions(threads=settings.threads))
+    base = _timed_runner(reference, settings)
     try:
         return measure(Candidate(name, "as given", graph), base=base, selection=selection, settings=settings)
+    except (InvalidInput, Refused):
+        raise
+    except LightshipError as exc:  # of a graph that somebody gave, a run that fails is the graph's fault, not ours
+        raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
     finally:
         base.close()
 
@@ -178,15 +183,39 @@ def measure(candidate: Candidate, *, base: Runner, selection: Rows, settings: Se
     """Return the candidate with its right answers on the selection rows and its timing against ``base``.
 
     Raises:
-        LightshipError: the engine cannot load or run the graph, or it has another interface than ``base``.
+        LightshipError: the engine cannot load or run the graph, a batch takes longer than ``LONGEST_RUN_S``, or the
+            interface is not that of ``base``.
     """
-    runner = load_runner(candidate.graph, options=EngineOptions(threads=settings.threads))
-    _require_same_interface(runner.interface, base.interface)
     inputs = {"image": np.ascontiguousarray(np.resize(selection.images, (settings.batch, *selection.images.shape[1:])))}
-    correct = count_correct(runner, selection)
+    careful = limited_runner(candidate.graph, threads=settings.threads)
+    try:
+        _require_same_interface(careful.interface, base.interface)
+        correct = count_correct(careful, selection)
+        careful.run(inputs)  # the timed runs have no limit, so this one shows that they end
+    finally:
+        careful.close()
+    runner = _timed_runner(candidate.graph, settings)
     timing = interleaved(lambda: base.run(inputs), lambda: runner.run(inputs), pairs=settings.pairs)
     runner.close()
     return replace(candidate, correct=correct, rows=len(selection.labels), timing=timing)
+
+
+def limited_runner(graph: bytes, *, threads: int = 1) -> Runner:
+    """Return a runner for answers: a batch that takes longer than ``LONGEST_RUN_S`` is stopped with an error."""
+    return load_runner(graph, options=EngineOptions(threads=threads, limit_s=LONGEST_RUN_S))
+
+
+def _timed_runner(graph: bytes, settings: SearchSettings) -> Runner:
+    """Return a runner for timing: as it will serve, without the cost of a limit."""
+    return load_runner(graph, options=EngineOptions(threads=settings.threads))
+
+
+def _correct_within_limit(graph: bytes, selection: Rows, settings: SearchSettings) -> int:
+    runner = limited_runner(graph, threads=settings.threads)
+    try:
+        return count_correct(runner, selection)
+    finally:
+        runner.close()
 
 
 def count_correct(runner: Runner, rows: Rows) -> int:
