@@ -72,7 +72,7 @@ def test_first_that_passes_is_chosen(gate):
     assert found.chosen == "a"
     assert [item.verdict for item in found.outcomes] == [Verdict.PASSED, Verdict.UNPROVEN]
     assert found.outcomes[1].reason == "not judged: a passed before it"
-    assert {item.check for item in found.evidence} == {"noninferiority", "class_harm", "latency"}
+    assert {item.check for item in found.evidence} == {"noninferiority", "probabilities", "class_harm", "latency"}
 
 
 def test_crippled_graph_is_dropped_by_name_of_the_class_that_lost_most(gate):
@@ -83,6 +83,22 @@ def test_crippled_graph_is_dropped_by_name_of_the_class_that_lost_most(gate):
     assert found.outcomes[0].verdict is Verdict.FAILED
     assert found.outcomes[0].reason.startswith("Class '3' lost most")
     assert {item.check: item.verdict for item in found.outcomes[0].evidence}["noninferiority"] is Verdict.FAILED
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e30])
+def test_scaled_logits_are_dropped_though_every_label_is_right(gate, factor):
+    """Nothing is lost but the probabilities, and the reason says so; the next candidate is taken."""
+    truth, _, logits = gate
+    reference = logits * 2  # sure of its answers by about two thirds
+    scaled = Candidate("scaled", reference * np.float32(factor), SUBJECTS, timing(0.3))
+    rounded = Candidate("int8", faithful(gate).logits * 2, SUBJECTS, timing(0.5))
+
+    found = judge(truth, reference, [scaled, rounded], labels=LABELS, margin=0.01)
+
+    verdicts = {item.check: item.verdict for item in found.outcomes[0].evidence}
+    assert found.chosen == "int8"
+    assert found.outcomes[0].reason.startswith("Probabilities differ by ")
+    assert (verdicts["noninferiority"], verdicts["probabilities"]) == (Verdict.PASSED, Verdict.FAILED)
 
 
 def test_reference_stays_when_no_candidate_passes(gate):

@@ -235,3 +235,40 @@ def test_rows_beyond_enumeration_follow_the_formula():
     expected = (stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) ** 2 * 0.2 / 0.001**2
 
     assert ours.rows_needed(0.2, margin=0.001) == pytest.approx(1.05 * expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "spread"), [(2, 0.3), (20, 0.0), (130, 0.02), (5000, 0.3)])
+def test_radius_of_a_mean_is_the_smaller_of_both_bounds(n, spread):
+    """Hoeffding at half of alpha, and Maurer and Pontil's theorem 4 at half of alpha."""
+    values = np.clip(np.random.default_rng(3).normal(0.5, spread, n), 0, 1)
+    hoeffding = np.sqrt(np.log(1 / 0.025) / (2 * n))
+    bernstein = np.sqrt(2 * np.var(values, ddof=1) * np.log(2 / 0.025) / n) + 7 * np.log(2 / 0.025) / (3 * (n - 1))
+
+    assert ours.mean_radius(values, alpha=0.05) == pytest.approx(min(hoeffding, bernstein), rel=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (0.05, 1), (2, 2), (0.02, 0.5)])
+@pytest.mark.parametrize("n", [1, 10, 130, 1000])
+def test_true_mean_is_outside_of_the_radius_no_more_often_than_alpha(a, b, n):
+    """On either side, for skewed values too, where a normal interval would err."""
+    draws = np.random.default_rng(8).beta(a, b, size=(2000, n))
+    radii = np.array([ours.mean_radius(row, alpha=0.05) for row in draws])
+    off = draws.mean(axis=1) - a / (a + b)
+
+    assert (off < -radii).mean() <= 0.05
+    assert (off > radii).mean() <= 0.05
+
+
+def test_rows_that_a_mean_needs_are_enough():
+    """One fewer would not do where the values are spread, and no number does without a gap."""
+    needed = ours.mean_rows_needed(0.2, alpha=0.05)
+
+    assert np.sqrt(np.log(40) / (2 * needed)) <= 0.2 < np.sqrt(np.log(40) / (2 * (needed - 1)))
+    assert ours.mean_rows_needed(0.0, alpha=0.05) is None
+
+
+@pytest.mark.parametrize(("values", "alpha"), [([], 0.05), ([0.5, 1.5], 0.05), ([0.5, np.nan], 0.05), ([0.5], 0.0)])
+def test_mean_of_what_has_no_bound_is_refused(values, alpha):
+    """Both bounds rest on [0, 1]."""
+    with pytest.raises(InvalidInput, match=r"values in|alpha"):
+        ours.mean_radius(np.array(values), alpha=alpha)

@@ -15,15 +15,16 @@ from lightship.types import Json, Verdict
 
 __all__ = ["Decision", "Policy", "apply_policy", "policy_named", "require"]
 
-_ABOUT_VARIANT = frozenset({"noninferiority", "class_harm", "latency"})
+_ABOUT_VARIANT = frozenset({"noninferiority", "probabilities", "class_harm", "latency"})
 
-_STANDARD = ("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "class_harm")
+_STANDARD = ("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "probabilities", "class_harm")
 
 _ADVICE = {
     "accuracy": "Train a better model, or lower `min_accuracy` in the recipe if the budget was too strict",
     "parity": "Export the model again, or look for an operator that the exporter changed",
     "golden": "Undo the change of the preprocessing, or train again with it",
     "noninferiority": "Release the reference, or another variant",
+    "probabilities": "Release the reference, or another variant; look for an output that was scaled",
     "class_harm": "Release the reference, or a variant that keeps this class",
     "shapes": "Export the graph with a free batch axis",
     "latency": "Release the reference, ask for a small variant instead of a fast one, or measure more pairs",
@@ -107,10 +108,9 @@ def policy_named(
 ) -> Policy:
     """Return one of the policies that Lightship brings.
 
-    ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority and class_harm (the last two only of a
-    variant, see ``Policy.for_reference``), latency when speed was asked for, and overfitting when the recipe wants
-    it. ``structural`` requires golden and
-    shapes: for a model without labeled rows. Its releases say so.
+    ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority, probabilities and class_harm (the last
+    three only of a variant, see ``Policy.for_reference``), latency when speed was asked for, and overfitting when the
+    recipe wants it. ``structural`` requires golden and shapes: for a model without labeled rows. Its releases say so.
 
     Raises:
         InvalidInput: another name, or no budget for ``standard``.

@@ -19,6 +19,7 @@ from lightship.types import Json, Verdict
 from lightship.validate.checks.class_harm import check_class_harm
 from lightship.validate.checks.latency import check_latency
 from lightship.validate.checks.noninferiority import check_noninferiority, evidence_of_nonfinite
+from lightship.validate.checks.probabilities import check_probabilities
 from lightship.validate.logits import labels_of, nonfinite_rows, require_same_shape
 
 __all__ = ["MAX_CANDIDATES", "REFERENCE", "Candidate", "Judgement", "Outcome", "judge"]
@@ -90,9 +91,10 @@ def judge(
 ) -> Judgement:
     """Choose the variant to release.
 
-    A candidate passes when non-inferiority is shown, no class is harmed, and, if speed was asked for, it is shown to be
-    faster. A *named* variant is judged alone, at the whole of alpha; it stays chosen when it fails,
-    and the gate refuses it on its evidence. Nothing else is released in its place.
+    A candidate passes when non-inferiority is shown, no class is harmed, its probabilities are shown to be near the
+    reference's, and, if speed was asked for, it is shown to be faster. A *named* variant is judged alone, at the whole
+    of alpha; it stays chosen when it fails, and the gate refuses it on its evidence. Nothing else is released in its
+    place.
     Class harm is tested at the whole of alpha for every candidate: there a smaller level would protect less.
 
     Args:
@@ -192,9 +194,10 @@ def _judge_one(
     classes = check_class_harm(
         truth, reference, variant, labels=labels, alpha=harm_alpha, margin=class_margin, subjects=candidate.subjects
     )
-    evidence = (paired, classes, *timed)
+    sureness = check_probabilities(reference_logits, candidate.logits, alpha=alpha, subjects=candidate.subjects)
+    evidence = (paired, sureness, classes, *timed)
     # The harmed class first: it tells most about what is wrong.
-    for item in (classes, paired):
+    for item in (classes, paired, sureness):
         if item.verdict is not Verdict.PASSED:
             return Outcome(candidate.name, item.verdict, item.summary, evidence)
     if speed_asked and not timed:

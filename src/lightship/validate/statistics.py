@@ -25,6 +25,8 @@ __all__ = [
     "harm",
     "holm",
     "mcnemar_one_sided",
+    "mean_radius",
+    "mean_rows_needed",
     "noninferiority",
     "release_probability",
     "rows_needed",
@@ -91,6 +93,41 @@ def gap_interval(
         confidence=confidence,
         n=min(n_train, n_validation),
     )
+
+
+def mean_radius(values: np.ndarray, *, alpha: float) -> float:
+    """Return by how much the true mean of values in [0, 1] may lie above their average, and as much below.
+
+    The smaller of two bounds, each at alpha/2, so that both hold together (union bound): Hoeffding's
+    ``sqrt(ln(2/alpha) / 2n)`` (JASA 58:13-30, 1963) and the empirical Bernstein bound
+    ``sqrt(2 V ln(4/alpha) / n) + 7 ln(4/alpha) / 3(n-1)``, V the sample variance (Maurer, Pontil, COLT 2009, theorem
+    4), which is the tighter one for many values that are nearly alike. Either side errs with probability at most alpha.
+
+    Args:
+        values: independent, in [0, 1], shape (n,), n >= 1.
+        alpha: in (0, 1), of one side.
+
+    Raises:
+        InvalidInput: no values, or one outside of [0, 1]; alpha out of its range.
+    """
+    _check_share("alpha", alpha)
+    n = values.size
+    if not n or not (values.min() >= 0 and values.max() <= 1):
+        raise InvalidInput(f"The bound of a mean needs values in [0, 1], at least one. Got {n} values.")
+    hoeffding = math.sqrt(math.log(2 / alpha) / (2 * n))
+    if n == 1:
+        return hoeffding
+    log = math.log(4 / alpha)
+    return min(hoeffding, math.sqrt(2 * float(values.var(ddof=1)) * log / n) + 7 * log / (3 * (n - 1)))
+
+
+def mean_rows_needed(gap: float, *, alpha: float) -> int | None:
+    """Return a number of values with which ``mean_radius`` is at most ``gap``, by Hoeffding's bound alone.
+
+    Returns:
+        ``None`` if no number suffices (``gap <= 0``).
+    """
+    return math.ceil(math.log(2 / alpha) / (2 * gap * gap)) if gap > 0 else None
 
 
 def mcnemar_one_sided(losses: int, gains: int) -> float:
