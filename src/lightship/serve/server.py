@@ -232,7 +232,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as exc:
         sock.close()
         raise Conflict(
-            f"The address {host}:{port} cannot be used: {exc.strerror}. Choose another --host, --port or --control-port."
+            f"The address {host}:{port} cannot be used: {exc.strerror}. "
+            "Choose another --host, --port or --control-port."
         ) from exc
     return sock
 

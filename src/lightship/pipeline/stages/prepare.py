@@ -155,8 +155,8 @@ def _plain_task(bench: Bench, dataset: Dataset) -> ImageClassification:
         colors.append(bool((pixels != pixels[..., :1]).any()))
     if not heights:
         raise InvalidData(
-            f"None of the first {min(_ROWS_LOOKED_AT, len(dataset.rows))} rows of {dataset.source} can be decoded as an "
-            f"image. The first, {dataset.ids[0]}: {why_not}"
+            f"None of the first {min(_ROWS_LOOKED_AT, len(dataset.rows))} rows of {dataset.source} can be decoded as "
+            f"an image. The first, {dataset.ids[0]}: {why_not}"
         )
     channels = image.channels or (3 if any(colors) else 1)
     return ImageClassification(
@@ -170,7 +170,7 @@ def _plain_task(bench: Bench, dataset: Dataset) -> ImageClassification:
 
 
 def _first_decodable(probe: ImageClassification, dataset: Dataset) -> tuple[list[Row], str]:
-    """Return the first rows that are images, and why the first that is none is none; ``split_rows`` names the others."""
+    """Return the first rows that are images, and why the first other one is none; ``split_rows`` names them all."""
     good, why_not = [], ""
     for row in dataset.rows[:_ROWS_LOOKED_AT]:
         try:
