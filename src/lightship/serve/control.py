@@ -1,6 +1,6 @@
 """The control plane: health, metrics and state on a port of its own, in a thread with its own event loop.
 
-So that overload of the data plane never hides the server's health (RELIABILITY R-25). Starlette on uvicorn: nothing
+So that overload of the data plane never hides the server's health. Starlette on uvicorn: nothing
 here is on the path of a prediction.
 """
 

@@ -2,7 +2,7 @@
 
 A route cannot be registered without saying which roles it is for. An unknown path is answered 401 without a key, so a
 stranger cannot tell what there is. Paths are compared as they came: nothing is decoded, joined or rebuilt from the
-Host header, so there is one opinion on where a request goes (RELIABILITY R-20).
+Host header, so there is one opinion on where a request goes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a server counts. The hot path adds to plain numbers; Prometheus' form is made when somebody asks.
 
 Labels take their values from the registry and from fixed words, never from a request, so that no client can make
-series (RELIABILITY R-29).
+series.
 """
 
 from __future__ import annotations

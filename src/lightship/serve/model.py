@@ -3,7 +3,7 @@
 Everything here runs on the event loop and nothing waits: requests come in through ``submit`` with a callback, batches
 leave over the worker's socket, and the loop wakes when the worker answers, a deadline passes or the worker dies.
 Requests of a worker that dies are run once more, each alone, in a fresh one: if one of them is what kills it, the
-others get their answers (DESIGN §3).
+others get their answers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a reference to verified bytes: what a server reads of a release before it starts a worker.
 
 The signature and every digest that the server relies on are checked first, and the worker is given exactly the bytes
-that were checked: nothing is read a second time (RELIABILITY §0.6, D-30).
+that were checked: nothing is read a second time.
 """
 
 from __future__ import annotations
