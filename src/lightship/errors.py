@@ -22,7 +22,8 @@
     └── MissingExtra                an optional dependency is not installed
 
 A message says which thing, what was allowed, what came, and what to do next.
-``status_of`` maps a class to its HTTP status, gRPC code and exit code; nothing else may choose one.
+``status_of`` maps a class to its HTTP status, gRPC code and exit code; nothing else may choose one. Statuses that only
+HTTP itself has (405, 408, 431 …) stand with its parser in ``serve/http.py``.
 """
 
 from __future__ import annotations
