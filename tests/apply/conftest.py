@@ -213,9 +213,13 @@ def _handler(script: Script) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the default, 5, resets connections of a client that opens 20 at once
+
+
 @contextmanager
 def _serving(script: Script) -> Iterator[Script]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _handler(script)) as server:
+    with _Server(("127.0.0.1", 0), _handler(script)) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
