@@ -26,9 +26,10 @@ def main() -> int:
     home = Home.from_environment()
     photo = sorted((home.runs / "digits" / "held-out").iterdir())[7]
 
-    server = subprocess.Popen(
-        [LIGHTSHIP, "serve", "digits", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
-    )
+    with (home.logs / "demo-server.log").open("w") as log:
+        server = subprocess.Popen(
+            [LIGHTSHIP, "serve", "digits", "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=log, text=True
+        )
     try:
         ready = json.loads(server.stdout.readline() if server.stdout else "")
         key = (home.keys / "default.key").read_text().strip()

@@ -139,7 +139,7 @@ class _Run:
                 folder.save(self._checkpoint())
             point = self.curves[-1]
             progress.advance(1, f"loss {point.validation_loss:.4f}, accuracy {point.validation_accuracy:.4f}")
-        progress.done(f"best epoch {self.best_epoch} of {len(self.curves)}")
+        progress.done(f"kept epoch {self.best_epoch} of {len(self.curves)}")
         return TrainedModel(
             weights={name: tensor.numpy() for name, tensor in sorted(self.best.items())},
             settings=self.settings,
