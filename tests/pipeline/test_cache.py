@@ -46,6 +46,16 @@ def test_same_inputs_are_skipped(cache):
     assert (other.path / "result.txt").read_text() == "two"
 
 
+def test_only_the_results_used_last_are_kept(cache):
+    """A home does not grow with every change of a recipe; what was used again lately stays."""
+    paths = [cache.run("train", {"rows": number}, write(str(number))).path for number in range(8)]
+    cache.run("train", {"rows": 0}, never)
+
+    cache.run("train", {"rows": 8}, write("8"))
+
+    assert [path.exists() for path in paths[:3]] == [True, False, True]
+
+
 @pytest.mark.parametrize("damage", ["change", "remove", "mark", "mark-list", "mark-null", "no-mark", "file"])
 def test_damaged_result_is_made_again(cache, damage):
     """A result that is not as it was written is not used, whatever happened to it."""
@@ -146,12 +156,12 @@ def test_refusal_is_remembered(site):
     recipe = site.write("strict.toml", ("margin = 0.1", "margin = 0.1\nmin_accuracy = 0.9999"))
     with pytest.raises(GateRefused, match=r"shapes .* is not released .*\n- accuracy: "):
         validate(recipe, home=site.home)
-    decided = {path.name: path.stat().st_mtime_ns for path in site.run.glob("validate-*")}
+    decided = {path.parent.name: path.stat().st_mtime_ns for path in site.run.glob("validate-*/stage.json")}
 
     with pytest.raises(GateRefused, match="is not released"):
         ship(recipe, home=site.home)
 
-    assert {path.name: path.stat().st_mtime_ns for path in site.run.glob("validate-*")} == decided
+    assert {path.parent.name: path.stat().st_mtime_ns for path in site.run.glob("validate-*/stage.json")} == decided
     looks = [json.loads((path / "validated.json").read_bytes())["gate_looks"] for path in site.run.glob("validate-*")]
     assert looks == [1, 1]
 

@@ -27,6 +27,7 @@ __all__ = ["Finished", "StageCache", "code_digest", "library_versions"]
 
 _PACKAGE = Path(__file__).parent.parent
 _MARK = "stage.json"
+_KEPT = 8  # folders a stage; what was made before can be made again
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class StageCache:
         key = sha256_hex(canonical_json(decided_by))
         final = self._root / f"{stage}-{key[:16]}"
         if self._is_whole(final, key) and still_good(final):
+            os.utime(final)  # used now: the ones that were not used for longest go first
             return Finished(stage, key, final, skipped=True)
         temporary = self._root / f".tmp-{stage}-{key[:16]}-{os.getpid()}"
         scratch = self._root / f"{stage}-{key[:16]}.scratch"
@@ -110,10 +112,17 @@ class StageCache:
             raise
         fsync_dir(self._root)
         shutil.rmtree(scratch, ignore_errors=True)
+        self._forget_oldest(stage)
         return Finished(stage, key, final, skipped=False)
 
+    def _forget_oldest(self, stage: str) -> None:
+        """Keep the folders of this stage that were used last, finished ones and scratch alike."""
+        folders = [path for path in self._root.glob(f"{stage}-*") if path.is_dir()]
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)[:-_KEPT]:
+            self._discard(folder)
+
     def _discard(self, folder: Path) -> None:
-        """Remove a result that is not whole; its name goes first, so a crash leaves no half of it under that name."""
+        """Remove a folder; its name goes first, so a crash leaves no half of it under that name."""
         doomed = self._root / f".tmp-discarded-{folder.name}-{os.getpid()}"
         try:
             folder.rename(doomed)
