@@ -97,7 +97,10 @@ class FigureSource(Protocol):
     name: str
     version: str
     figures: ModelFigures
-    deaths: int
+
+    @property
+    def deaths(self) -> int:
+        """Its workers that died or were replaced."""
 
     @property
     def ready(self) -> bool:

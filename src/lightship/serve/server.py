@@ -23,13 +23,14 @@ from typing import Self
 from lightship.errors import Conflict, InvalidInput, LightshipError, Unavailable
 from lightship.extensions import extension_names, load_extension
 from lightship.serve.access import OPEN, Access, KeyFile
+from lightship.serve.catalog import Catalog
 from lightship.serve.control import ControlPlane
 from lightship.serve.dispatch import Contract, Dispatcher, Exchange, Route
 from lightship.serve.front import Front
 from lightship.serve.http import Response
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import RequestFigures
-from lightship.serve.model import Catalog, ServedModel
+from lightship.serve.model import ServedModel
 from lightship.serve.request_log import RequestLog
 from lightship.serve.source import ModelSource
 

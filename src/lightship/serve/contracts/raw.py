@@ -12,10 +12,11 @@ import msgspec
 
 from lightship.errors import InvalidInput, LightshipError, NotFound, Unavailable, UnsupportedMedia
 from lightship.serve.access import Role
+from lightship.serve.catalog import Catalog
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
 from lightship.serve.limits import Limits
-from lightship.serve.model import Answer, Catalog, ServedModel, Work
+from lightship.serve.model import Answer, ServedModel, Work
 
 __all__ = ["RawDoor"]
 

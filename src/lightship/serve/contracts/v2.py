@@ -13,12 +13,13 @@ import msgspec
 
 from lightship.errors import LightshipError, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
+from lightship.serve.catalog import Catalog
 from lightship.serve.contracts.v2_codec import V2Codec, V2Response
 from lightship.serve.contracts.v2_model import View, Views
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
 from lightship.serve.limits import Limits
-from lightship.serve.model import Answer, Catalog
+from lightship.serve.model import Answer
 from lightship.types import TensorSpec
 from lightship.version import __version__
 

@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from lightship.errors import InvalidTensor, NotFound
-from lightship.serve.model import Answer, Catalog, ServedModel, Told, Work
+from lightship.serve.catalog import Catalog
+from lightship.serve.model import Answer, ServedModel, Told, Work
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.types import Dim, TensorSpec
 

@@ -1,0 +1,168 @@
+"""Keeps the worker of one model version alive: starts it, and starts it again, with growing pauses, when it dies.
+
+After three deaths with no good batch between the circuit is open: new requests are refused until a worker is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from lightship.engine.machine import usable_cores
+from lightship.errors import LightshipError
+from lightship.serve.source import ModelSource
+from lightship.serve.wire import Load, Message
+from lightship.serve.worker_process import WorkerProcess
+
+__all__ = ["State", "Supervised", "Supervisor"]
+
+log = logging.getLogger(__name__)
+
+_BACK_OFF_S = (0.0, 0.1, 0.5, 2.0, 10.0, 30.0)
+_CIRCUIT_DEATHS = 3  # in a row, with no good batch between: then new requests are refused while it restarts
+_LOAD_S = 300.0
+_END_S = 0.5  # a worker that is told to go needs less
+
+
+class State(StrEnum):
+    """Where a model version is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    CLOSED = "closed"
+
+
+class Supervised(Protocol):
+    """What has a worker kept alive."""
+
+    def worker_up(self, worker: WorkerProcess) -> None:
+        """A worker is ready for batches."""
+
+    def worker_down(self) -> None:
+        """It is no more; its batches will not be answered."""
+
+    def worker_says(self, message: Message, payload: memoryview) -> None:
+        """It sent a message."""
+
+
+class Supervisor:
+    """The life of one model version's worker. ``start`` before use, ``close`` after."""
+
+    def __init__(self, source: ModelSource, owner: Supervised) -> None:
+        self.source = source
+        self.state = State.STARTING
+        self.deaths = 0
+        self.in_a_row = 0
+        self._title = f"{source.name}:{source.version}"
+        self._owner = owner
+        self._worker: WorkerProcess | None = None
+        self._dead: asyncio.Event
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process of the worker, while there is one."""
+        return None if self._worker is None else self._worker.pid
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests may wait: there is a worker, or will be soon."""
+        return self.state is State.READY or (self.state is State.RESTARTING and self.in_a_row < _CIRCUIT_DEATHS)
+
+    async def start(self) -> None:
+        """Start the worker and wait until it has passed its self-test.
+
+        Raises:
+            BundleRefused: it failed the self-test; the message names the golden input.
+            LightshipError: it cannot load the graph, or died.
+        """
+        await self._start_worker()
+        self._task = asyncio.get_running_loop().create_task(self._supervise())
+
+    async def close(self) -> None:
+        """End the worker, and what keeps it alive."""
+        self.state = State.CLOSED
+        if self._task is not None:
+            self._task.cancel()
+        await self._end_worker(wait_s=_END_S)
+
+    def good_batch(self) -> None:
+        """The worker has done what it is for."""
+        self.in_a_row = 0
+
+    def kill_worker(self, why: str) -> None:
+        """Have the worker replaced."""
+        log.error("the worker of %s %s and is replaced", self._title, why)
+        if self._worker is not None:
+            self._worker.kill()
+
+    def lost(self) -> None:
+        """The worker is gone, or as good as gone."""
+        if self.state is State.READY:
+            self.state = State.RESTARTING
+        self._dead.set()
+
+    async def _start_worker(self) -> None:
+        self._dead = asyncio.Event()
+        self._worker = worker = WorkerProcess.spawn()
+        try:
+            ready = await worker.load(
+                *_load_message(self.source), timeout_s=_LOAD_S, on_message=self._owner.worker_says, on_lost=self.lost
+            )
+        except BaseException:
+            await self._end_worker()
+            raise
+        self.state = State.READY
+        log.info("%s is ready: %d golden inputs right, loaded in %.0f ms", self._title, ready.golden, ready.load_ms)
+        self._owner.worker_up(worker)
+
+    async def _end_worker(self, *, wait_s: float = 0.0) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.end(wait_s=wait_s)
+
+    async def _supervise(self) -> None:
+        while True:
+            await self._dead.wait()
+            self.state = State.RESTARTING
+            self.deaths += 1
+            self.in_a_row += 1
+            log.error("the worker of %s died (%d in a row)", self._title, self.in_a_row)
+            self._owner.worker_down()
+            await self._end_worker()
+            await self._restart()
+
+    async def _restart(self) -> None:
+        while self.state is not State.READY:
+            await asyncio.sleep(_BACK_OFF_S[min(self.in_a_row - 1, len(_BACK_OFF_S) - 1)])
+            try:
+                await self._start_worker()
+            except LightshipError as exc:
+                self.in_a_row += 1
+                log.error("the worker of %s cannot be started again: %s", self._title, exc)
+
+
+def _load_message(source: ModelSource) -> tuple[Load, list[bytes | memoryview]]:
+    task = source.manifest.task
+    config = msgspec.json.encode(dict(task.config))
+    options = source.variant.options
+    message = Load(
+        model=f"{source.name}:{source.version}",
+        engine=source.variant.engine,
+        threads=usable_cores(),
+        optimization=str(options.get("optimization", "all")),
+        task=task.name,
+        codec_version=task.codec_version,
+        batch_rows=source.batch_rows,
+        graph_size=len(source.graph),
+        config_size=len(config),
+        golden=tuple((path, len(raw)) for path, raw in source.golden),
+        expected=tuple((name, len(data)) for name, data in source.expected),
+        tolerance=source.tolerance,
+    )
+    return message, [source.graph, config, *(raw for _, raw in source.golden), *(data for _, data in source.expected)]
