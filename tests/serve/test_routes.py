@@ -115,8 +115,8 @@ def test_two_thousand_twisted_requests_pass_nobody(routes, home):
         target = mutations(path_of(rng.choice(routes)), rng)
         head = f"{rng.choice(methods)} {target} HTTP/1.1\r\nHost: {rng.choice(hosts)}\r\n{rng.choice(extra)}\r\n"
         try:
-            parsed = parse_head(head.encode("latin-1"), Limits(), new_request_id="x")
-            dispatcher.admit(Exchange(parsed, arrived_s=0.0, on_answer=lambda _: None))
+            parsed = parse_head(head.encode("latin-1"), Limits())
+            dispatcher.admit(Exchange(parsed, request_id="x", arrived_s=0.0, on_answer=lambda _: None))
         except (HttpRefused, Unauthenticated):
             refused += 1
         else:
@@ -146,7 +146,7 @@ def test_a_web_page_is_refused_even_with_a_key(home):
     dispatcher = Dispatcher(Access(KeyFile(home.keys), clock=time.monotonic))
     dispatcher.register(Route("GET", "/a", OPEN, lambda _: None))
     head = f"GET /a HTTP/1.1\r\nHost: a\r\nOrigin: http://evil\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
-    exchange = Exchange(parse_head(head, Limits(), new_request_id="x"), arrived_s=0.0, on_answer=lambda _: None)
+    exchange = Exchange(parse_head(head, Limits()), request_id="x", arrived_s=0.0, on_answer=lambda _: None)
 
     with pytest.raises(Forbidden, match="Origin"):
         dispatcher.admit(exchange)

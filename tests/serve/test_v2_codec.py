@@ -26,13 +26,36 @@ GOLDEN_JSON = (
 GOLDEN_TAIL = bytes.fromhex("0000803f000020c0")
 
 
+class Codecs:
+    """A codec for each pair of inputs and outputs, as a server has one for each model."""
+
+    def __init__(self, *, json_bytes: int) -> None:
+        self._json_bytes = json_bytes
+        self._made: dict[tuple, V2Codec] = {}
+
+    def of(self, inputs=(X,), outputs=(Y,)) -> V2Codec:
+        """Return the codec for these, always the same one."""
+        key = (tuple(inputs), tuple(outputs))
+        if key not in self._made:
+            self._made[key] = V2Codec(inputs, outputs, json_bytes=self._json_bytes)
+        return self._made[key]
+
+    def read(self, body, headers, inputs, outputs):
+        """Read a request with the codec for these."""
+        return self.of(inputs, outputs).read(body, headers)
+
+    def write(self, response, outputs):
+        """Write an answer."""
+        return self.of().write(response, outputs)
+
+
 @pytest.fixture
-def codec() -> V2Codec:
-    """Return a codec with the default limit."""
-    return V2Codec(json_bytes=1 << 20)
+def codec() -> Codecs:
+    """Return codecs with the default limit."""
+    return Codecs(json_bytes=1 << 20)
 
 
-def read(codec: V2Codec, body: bytes | dict, *, inputs=(X,), outputs=(Y,), length: int | str | None = None):
+def read(codec: Codecs, body: bytes | dict, *, inputs=(X,), outputs=(Y,), length: int | str | None = None):
     """Read a request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {} if length is None else {"inference-header-content-length": str(length)}
@@ -339,10 +362,10 @@ def test_json_is_bounded_in_bytes():
     """At its limit and one beyond; binary tensors are not counted."""
     body = json.dumps(one([1, 2])).encode()
 
-    assert read(V2Codec(json_bytes=len(body)), body)
+    assert read(Codecs(json_bytes=len(body)), body)
     with pytest.raises(TooLarge, match="limit `json_bytes`"):
-        read(V2Codec(json_bytes=len(body) - 1), body)
-    assert read(V2Codec(json_bytes=152), GOLDEN_JSON + GOLDEN_TAIL, length=152)
+        read(Codecs(json_bytes=len(body) - 1), body)
+    assert read(Codecs(json_bytes=152), GOLDEN_JSON + GOLDEN_TAIL, length=152)
 
 
 @pytest.mark.parametrize(
@@ -505,7 +528,7 @@ def test_any_numbers_of_any_shape_come_through_flat_and_nested(data, shape, nest
     array = np.array(numbers, np.float32).reshape(shape)
     body = msgspec.json.encode(one(array.tolist() if nested else array.ravel().tolist(), shape=shape))
 
-    request = V2Codec(json_bytes=1 << 20).read(body, {}, (TensorSpec("x", "FP32", shape),), (Y,))
+    request = Codecs(json_bytes=1 << 20).read(body, {}, (TensorSpec("x", "FP32", shape),), (Y,))
 
     assert unpack(request.inputs[0]).tobytes() == array.tobytes()
 
@@ -514,7 +537,98 @@ def test_any_numbers_of_any_shape_come_through_flat_and_nested(data, shape, nest
 @given(st.binary(max_size=200), st.integers(1, 220))
 def test_no_bytes_make_it_fail_otherwise(data, length):
     """Whatever comes, it is refused as what it is."""
-    codec = V2Codec(json_bytes=1 << 20)
+    codec = Codecs(json_bytes=1 << 20)
     for body, headers in ((data, {}), (GOLDEN_JSON[:length] + data, {"inference-header-content-length": str(length)})):
         with pytest.raises(InvalidInput):
             codec.read(body, headers, (X,), (Y,))
+
+
+def outcome(codec: V2Codec, body: bytes, headers: dict[str, str]) -> object:
+    """Return what a request is read as, or how it is refused."""
+    try:
+        request = codec.read(body, headers)
+    except InvalidInput as exc:
+        return type(exc), str(exc)
+    return request._replace(inputs=tuple((one.shape, bytes(one.data)) for one in request.inputs))
+
+
+FLAT = (
+    b'{"id":"a","inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data": [1.5, -2, 3e2,4]}],'
+    b'"outputs":[{"name":"y"}]}'
+)
+PIECES = [
+    b"[",
+    b"]",
+    b",",
+    b"1",
+    b"-",
+    b".5",
+    b'"',
+    b'"data":[',
+    b"{",
+    b"}",
+    b" ",
+    b"e400",
+    b"null",
+    b"true",
+    b"\n",
+    b":",
+]
+
+EDITS = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.sampled_from(PIECES))
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.sampled_from([FLAT, FLAT.replace(b" [1.5", b"[[1.5").replace(b"2, 3", b"2],[3").replace(b"4]", b"4]]")]),
+    st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.sampled_from(PIECES)),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_what_was_read_before_changes_nothing_in_json(text, edits):
+    """A codec that has seen such a request and one that has not give the same for every neighbor of it."""
+    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    outcome(warm, text, {})
+    for at, cut, put in edits:
+        start = int(at * len(text))
+        text = text[:start] + put + text[start + cut :]
+
+        assert outcome(warm, text, {}) == outcome(V2Codec((X,), (Y,), json_bytes=1 << 20), text, {})
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [b"[9,8,7,6]", b"[9,8,7]", b"[9,8,7,6,5]", b"[]", b"[9,8,7,1e39]", b"[9,8,7,null]", b"[9,[8],7,6]", b"[9,8,7,6],1"],
+)
+def test_other_numbers_in_a_known_frame_are_read_as_if_it_were_new(numbers):
+    """Also wrong ones, and what only looks like a list."""
+    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    outcome(warm, FLAT, {})
+    text = FLAT.replace(b"[1.5, -2, 3e2,4]", numbers)
+
+    assert outcome(warm, text, {}) == outcome(V2Codec((X,), (Y,), json_bytes=1 << 20), text, {})
+
+
+@pytest.mark.parametrize("tail", [GOLDEN_TAIL, GOLDEN_TAIL[:-1], GOLDEN_TAIL + b"x", b"", b"\0" * 8, GOLDEN_TAIL * 2])
+def test_what_was_read_before_changes_nothing_in_binary(tail):
+    """The bytes are new each time, and so is their number."""
+    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    headers = {"inference-header-content-length": "152"}
+    outcome(warm, GOLDEN_JSON + GOLDEN_TAIL, headers)
+
+    cold = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    assert outcome(warm, GOLDEN_JSON + tail, headers) == outcome(cold, GOLDEN_JSON + tail, headers)
+
+
+def test_bytes_that_are_no_truth_values_are_refused_in_a_known_layout_too():
+    """The text is known, the values are not."""
+    spec = TensorSpec("x", "BOOL", ("batch", 2))
+    codec = V2Codec((spec,), (Y,), json_bytes=1 << 20)
+    text = GOLDEN_JSON.replace(b"FP32", b"BOOL").replace(b'size":8', b'size":2')
+    headers = {"inference-header-content-length": str(len(text))}
+    codec.read(text + b"\1\0", headers)
+
+    with pytest.raises(InvalidTensor, match="must be 0 or 1"):
+        codec.read(text + b"\1\2", headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightship.errors import Forbidden, InvalidInput, NotFound
 from lightship.serve.access import OPEN, Access, ApiKey, Roles
@@ -22,16 +22,20 @@ class Exchange:
     """One request and the way to answer it. Used on the event loop only.
 
     Attributes:
+        request_id: the client's own, or one of ours.
         params: what stood at the named places of the route's pattern.
         body: complete when the route's ``handle`` is called, empty in ``admit``.
         arrived_s: monotonic time of the head's arrival.
         deadline_s: monotonic time after which the answer is of no use.
         contract, model: bounded words for logs and metrics; the route's handler fills in the model.
+        admitted: what the route's ``admit`` found, for its ``handle``. A model that is replaced while a body comes in
+            is still the one that let the request in.
     """
 
     __slots__ = (
         "_on_answer",
         "_on_gone",
+        "admitted",
         "arrived_s",
         "body",
         "contract",
@@ -41,10 +45,12 @@ class Exchange:
         "key",
         "model",
         "params",
+        "request_id",
     )
 
-    def __init__(self, head: Head, *, arrived_s: float, on_answer: Callable[[Response], None]) -> None:
+    def __init__(self, head: Head, *, request_id: str, arrived_s: float, on_answer: Callable[[Response], None]) -> None:
         self.head = head
+        self.request_id = request_id
         self.params: Mapping[str, str] = {}
         self.body: bytes = b""
         self.key: ApiKey | None = None
@@ -52,6 +58,7 @@ class Exchange:
         self.deadline_s = float("inf")
         self.contract = ""
         self.model = ""
+        self.admitted: Any = None
         self.gone = False
         self._on_answer: Callable[[Response], None] | None = on_answer
         self._on_gone: Callable[[], None] | None = None
@@ -126,6 +133,19 @@ class _Node:
     routes: dict[str, Route] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is at a path: routes by method, and what stood at the named places of their pattern."""
+
+    routes: Mapping[str, Route]
+    params: Mapping[str, str]
+
+
+_NOWHERE = _Place({}, {})
+_REMEMBERED_PLACES = 1_024
+_REMEMBERED_CHARACTERS = 512  # of one path
+
+
 class Dispatcher:
     """Finds the route of a request and lets it pass or not."""
 
@@ -133,6 +153,7 @@ class Dispatcher:
         self._access = access
         self._root = _Node()
         self._routes: list[Route] = []
+        self._places: dict[str, _Place] = {}  # of paths that were asked for; bounded
 
     def register(self, route: Route) -> None:
         """Add a route.
@@ -172,36 +193,43 @@ class Dispatcher:
         if "origin" in head.headers:
             # No page of another site may use a key or a loopback address that its visitor's browser can reach.
             raise Forbidden("Requests from web pages (with an Origin header) are not taken here.")
-        params: dict[str, str] = {}
-        node = self._find(head.path, params)
-        route = node.routes.get("GET" if head.method == "HEAD" else head.method) if node else None
+        place = self._places.get(head.path) or self._find(head.path)
+        route = place.routes.get("GET" if head.method == "HEAD" else head.method)
         if route is None:
             self._access.authenticate(authorization)
-            raise self._no_route(head, node)
+            raise self._no_route(head, place.routes)
         exchange.key = self._access.check(authorization, route.roles)
-        exchange.params = params
+        exchange.params = place.params
         exchange.contract = route.contract
         if route.admit is not None:
             route.admit(exchange)
         return route
 
-    def _find(self, path: str, params: dict[str, str]) -> _Node | None:
+    def _find(self, path: str) -> _Place:
+        params: dict[str, str] = {}
         node = self._root
         for segment in path.split("/")[1:]:
             child = node.children.get(segment)
             if child is None:
                 if node.parameter is None or not segment:
-                    return None
+                    return _NOWHERE
                 params[node.parameter[0]] = segment
                 child = node.parameter[1]
             node = child
-        return node if node.routes else None
+        if not node.routes:
+            return _NOWHERE
+        place = _Place(node.routes, params)
+        if len(path) <= _REMEMBERED_CHARACTERS:
+            if len(self._places) >= _REMEMBERED_PLACES:
+                self._places.clear()
+            self._places[path] = place
+        return place
 
     @staticmethod
-    def _no_route(head: Head, node: _Node | None) -> Exception:
-        if node is None:
+    def _no_route(head: Head, routes: Mapping[str, Route]) -> Exception:
+        if not routes:
             return NotFound("There is nothing at this path. GET /v2 tells what this server speaks.")
-        allowed = sorted({*node.routes, *({"HEAD"} if "GET" in node.routes else ())})
+        allowed = sorted({*routes, *({"HEAD"} if "GET" in routes else ())})
         return HttpRefused(
             405,
             f"This path takes {' and '.join(allowed)}. Got {head.method}.",

@@ -22,10 +22,10 @@ from lightship.serve.dispatch import Dispatcher, Exchange, Route
 from lightship.serve.http import (
     Chunked,
     Head,
+    HeadReader,
     HttpRefused,
     Response,
     error_response,
-    parse_head,
     too_large,
     write_response,
 )
@@ -61,6 +61,7 @@ class Front:
         self.limits = limits or Limits()
         self.clocks = clocks or Clocks()
         self.served = served
+        self.heads = HeadReader(self.limits)
         self.connections: set[Connection] = set()
         self.held_bytes = 0
         self.closing = False
@@ -104,6 +105,11 @@ class Front:
             except TimeoutError:
                 return False
         return True
+
+    def lets_in(self, model: object) -> bool:
+        """Return whether a request that was let in for a model has no answer yet. Asked seldom."""
+        admitted = (one.admitted for one in self.connections)
+        return any(one is not None and getattr(one, "model", one) is model for one in admitted)
 
     def abort(self) -> None:
         """Close every connection at once."""
@@ -166,9 +172,12 @@ class Connection(asyncio.Protocol):
         """Take bytes: of a head, of a body, or of requests to come."""
         if self._discarding or self._closing:
             return
-        if self._exchange is None and not self._buffer and not self._fresh and not self._skip_left:
-            # The absolute clock of a head starts with its first byte; for the first head, with the connection.
-            self._await_until(self._front.clocks.head_s)
+        if self._exchange is None and not self._buffer and not self._skip_left and not self._writing_paused:
+            if self._take_whole(data):
+                return
+            if not self._fresh:
+                # The absolute clock of a head starts with its first byte; for the first head, with the connection.
+                self._await_until(self._front.clocks.head_s)
         self._buffer += data
         self._advance(progress=True)
 
@@ -201,6 +210,20 @@ class Connection(asyncio.Protocol):
             self._advance(progress=False)
 
     # The request's side
+
+    def _take_whole(self, data: bytes) -> bool:
+        """Take the usual case, one whole request in one piece, past the buffer; return whether it was that."""
+        end = data.find(b"\r\n\r\n", 0, self._front.limits.head_bytes) + 4
+        if end < 4 or data.startswith(b"\r\n"):
+            return False
+        try:
+            head = self._front.heads.read(data[:end])
+            if head.body_bytes != len(data) - end or head.expects_continue:
+                return False
+            self._begin(head, data[end:])
+        except LightshipError as exc:
+            self._refuse(exc, body_left=0)
+        return True
 
     def _advance(self, *, progress: bool) -> None:
         begun = False
@@ -262,8 +285,7 @@ class Connection(asyncio.Protocol):
             return False
         data = bytes(buffer[: end + 4])
         del buffer[: end + 4]
-        head = parse_head(data, self._front.limits, new_request_id=self._front.new_request_id())
-        self._begin(head)
+        self._begin(self._front.heads.read(data))
         return True
 
     def _head_too_large(self, limit: int) -> HttpRefused:
@@ -281,32 +303,39 @@ class Connection(asyncio.Protocol):
             self._await_until(self._front.clocks.idle_s)
         return not self._skip_left
 
-    def _begin(self, head: Head) -> None:
+    def _begin(self, head: Head, body: bytes | None = None) -> None:
+        """Begin a request. ``body``: all of it, if it came together with the head."""
+        front = self._front
         self._fresh = False
         now = self._loop.time()
-        exchange = Exchange(head, arrived_s=now, on_answer=self._answer)
+        exchange = Exchange(
+            head, request_id=head.request_id or front.new_request_id(), arrived_s=now, on_answer=self._answer
+        )
         self._exchange = exchange
         self._route = None
-        exchange.deadline_s = now + _request_timeout_s(head, self._front.clocks)
-        if head.body_bytes is not None and head.body_bytes > self._front.limits.body_bytes:
-            raise too_large(head.body_bytes, self._front.limits)
-        self._route = self._front.dispatcher.admit(exchange)
-        has_body = head.body_bytes is None or head.body_bytes > 0
-        if has_body and head.method != "POST":
-            raise HttpRefused(400, f"A {head.method} request has no body here.")
-        if has_body and head.headers.get("content-encoding", "identity").lower() != "identity":
-            raise HttpRefused(415, "Compressed bodies are not taken here. Send without Content-Encoding.")
-        self._hold(head.body_bytes or 0)
-        if has_body and head.expects_continue and not self._buffer:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not has_body:
+        exchange.deadline_s = now + _request_timeout_s(head, front.clocks)
+        size = head.body_bytes
+        if size is not None and size > front.limits.body_bytes:
+            raise too_large(size, front.limits)
+        self._route = front.dispatcher.admit(exchange)
+        if size != 0:
+            _check_body_headers(head)
+        self._hold(size or 0)
+        if body is not None:
+            self._handle(body)
+        elif size == 0:
             self._handle(b"")
-        elif head.body_bytes is None:
+        else:
+            self._await_body(head)
+
+    def _await_body(self, head: Head) -> None:
+        if head.expects_continue and not self._buffer:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.body_bytes is None:
             self._chunked = Chunked(self._front.limits)
-            self._await_until(self._front.clocks.body_s)
         else:
             self._body_left = head.body_bytes
-            self._await_until(self._front.clocks.body_s)
+        self._await_until(self._front.clocks.body_s)
 
     def _reading_body(self) -> bool:
         return self._body_left > 0 or self._chunked is not None
@@ -355,7 +384,7 @@ class Connection(asyncio.Protocol):
         except LightshipError as exc:
             exchange.fail(exc)
         except Exception as exc:
-            log.exception("request %s failed inside the server", exchange.head.request_id)
+            log.exception("request %s failed inside the server", exchange.request_id)
             exchange.fail(exc)
 
     # Answers
@@ -386,8 +415,8 @@ class Connection(asyncio.Protocol):
                 self._await_until(self._front.clocks.head_s)
             self._advance(progress=False)
 
-    def _refuse(self, error: LightshipError) -> None:
-        """Answer an error of the head or of the body.
+    def _refuse(self, error: LightshipError, *, body_left: int | None = None) -> None:
+        """Answer an error of the head or of the body, of which ``body_left`` bytes are still to come (None: all).
 
         The connection goes on if the request was understood and its body is absent or short enough to be read over;
         a server that has more to do than it can should not have to open connections again as well. Else it closes.
@@ -395,9 +424,9 @@ class Connection(asyncio.Protocol):
         exchange, self._exchange, self._route = self._exchange, None, None
         if exchange is not None and exchange.answered:
             return
-        goes_on = exchange is not None and self._can_go_on(exchange.head)
+        goes_on = exchange is not None and self._can_go_on(exchange.head, body_left)
         if exchange is not None and goes_on:
-            self._skip_left = exchange.head.body_bytes or 0
+            self._skip_left = (exchange.head.body_bytes or 0) if body_left is None else body_left
         self._body_left, self._chunked = 0, None
         self._body.clear()
         self._hold(0)
@@ -414,11 +443,12 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             self._loop.call_soon(self._next_request)
 
-    def _can_go_on(self, head: Head) -> bool:
+    def _can_go_on(self, head: Head, body_left: int | None) -> bool:
         if self._reading_body() or self._eof or self._front.last_answers or not head.keep_alive:
             return False
         # Who expects 100 Continue may send the body after a refusal or not; its next bytes could be either.
-        return head.body_bytes is not None and head.body_bytes <= _SKIPPED_BYTES and not head.expects_continue
+        left = head.body_bytes if body_left is None else body_left
+        return left is not None and left <= _SKIPPED_BYTES and not head.expects_continue
 
     def _linger(self) -> None:
         # Closing with unread bytes in the socket resets the connection, and the client may lose the answer: half-close,
@@ -436,7 +466,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, response: Response, *, close: bool, exchange: Exchange | None = None) -> None:
         exchange = exchange or self._exchange
-        request_id = exchange.head.request_id if exchange is not None else self._front.new_request_id()
+        request_id = exchange.request_id if exchange is not None else self._front.new_request_id()
         parts = write_response(
             response,
             request_id=request_id,
@@ -529,6 +559,13 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._loop.call_later(_PROBE_S[min(step, len(_PROBE_S) - 1)], self._probe, step + 1)
+
+
+def _check_body_headers(head: Head) -> None:
+    if head.method != "POST":
+        raise HttpRefused(400, f"A {head.method} request has no body here.")
+    if head.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HttpRefused(415, "Compressed bodies are not taken here. Send without Content-Encoding.")
 
 
 def _tcp_state(sock: Any) -> int:

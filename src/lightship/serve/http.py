@@ -20,6 +20,7 @@ from lightship.serve.limits import Limits
 __all__ = [
     "Chunked",
     "Head",
+    "HeadReader",
     "HttpRefused",
     "Response",
     "error_response",
@@ -55,6 +56,8 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,
 _ONCE = frozenset({"content-length", "transfer-encoding", "authorization", "inference-header-content-length"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _END = "\r\n"
+_REMEMBERED_HEADS = 1_024
+_REMEMBERED_BYTES = 1_024  # of one head
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 _LONGEST_CHUNK_LINE = 256  # size and extensions; extensions are read over, nobody uses them
 
@@ -68,15 +71,16 @@ class HttpRefused(InvalidInput):
         self.headers = tuple(headers)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Head:
-    """The head of one request.
+    """The head of one request. Shared by all requests with the same bytes, see ``HeadReader``.
 
     Attributes:
         target: the request target as it came; nothing is decoded, so nothing can decode to something else.
         path: the target without its query.
         headers: lower-case names; a header that came more than once is joined by ``", "``.
         body_bytes: the announced length; ``None`` for a chunked body.
+        request_id: the client's own, if it gave one that is safe to repeat.
     """
 
     method: str
@@ -87,7 +91,7 @@ class Head:
     http_1_0: bool
     body_bytes: int | None
     expects_continue: bool
-    request_id: str
+    request_id: str | None
 
 
 @dataclass(slots=True)
@@ -108,7 +112,29 @@ class _Collector:
         self.complete = True
 
 
-def parse_head(data: bytes, limits: Limits, *, new_request_id: str) -> Head:
+class HeadReader:
+    """Parses heads, and remembers those that were fine: on a kept connection a client sends the same bytes each time.
+
+    What it remembers depends on the bytes alone. Keys and models are looked at anew for every request.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, data: bytes) -> Head:
+        """Return the head that ``data`` is; it ends with an empty line. Raises as ``parse_head`` does."""
+        head = self._known.get(data)
+        if head is None:
+            head = parse_head(data, self._limits)
+            if len(data) <= _REMEMBERED_BYTES:
+                if len(self._known) >= _REMEMBERED_HEADS:
+                    self._known.clear()
+                self._known[data] = head
+        return head
+
+
+def parse_head(data: bytes, limits: Limits) -> Head:
     """Parse the bytes of one head, which end with an empty line.
 
     Raises:
@@ -128,12 +154,10 @@ def parse_head(data: bytes, limits: Limits, *, new_request_id: str) -> Head:
         raise HttpRefused(400, "The request is not valid HTTP: its head does not end where its empty line is.")
     if parser.get_http_version() not in ("1.1", "1.0"):
         raise HttpRefused(505, f"HTTP/1.1 or HTTP/1.0 is spoken here. Got HTTP/{parser.get_http_version()}.")
-    return _checked_head(collector, parser, limits, new_request_id)
+    return _checked_head(collector, parser, limits)
 
 
-def _checked_head(
-    collector: _Collector, parser: httptools.HttpRequestParser, limits: Limits, new_request_id: str
-) -> Head:
+def _checked_head(collector: _Collector, parser: httptools.HttpRequestParser, limits: Limits) -> Head:
     if len(collector.headers) > limits.header_count:
         raise HttpRefused(431, f"A request has at most {limits.header_count} headers. Got {len(collector.headers)}.")
     method = parser.get_method().decode("ascii")
@@ -162,7 +186,7 @@ def _checked_head(
         http_1_0=http_1_0,
         body_bytes=_body_length(headers, http_1_0=http_1_0),
         expects_continue=_expects_continue(headers, http_1_0=http_1_0),
-        request_id=_request_id(headers) or new_request_id,
+        request_id=_request_id(headers),
     )
 
 

@@ -62,7 +62,7 @@ class RequestLog:
             _Line(
                 round(time.time(), 3),
                 "request",
-                head.request_id,
+                exchange.request_id,
                 head.method,
                 exchange.contract,
                 exchange.model,

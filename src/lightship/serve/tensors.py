@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from lightship.errors import InvalidTensor
@@ -25,8 +25,7 @@ _LITTLE = {name: np.dtype(numpy).newbyteorder("<") for name, numpy in DTYPES.ite
 _LENGTH = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class PackedTensor:
+class PackedTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in its binary form.
 
     Attributes:

@@ -47,7 +47,7 @@ class RawDoor:
         return model
 
     def _admit(self, exchange: Exchange) -> None:
-        model = self._model(exchange)
+        exchange.admitted = model = self._model(exchange)
         media = exchange.head.headers.get("content-type", _ANY_MEDIA).partition(";")[0].strip().lower()
         if media != _ANY_MEDIA and media not in model.task.media_types:
             allowed = ", ".join((*model.task.media_types, _ANY_MEDIA))
@@ -57,7 +57,7 @@ class RawDoor:
         model.admit(exchange.head.body_bytes or 0)
 
     def _predict(self, exchange: Exchange) -> None:
-        model = self._model(exchange)
+        model: ServedModel = exchange.admitted
 
         def done(answer: Answer | None, error: LightshipError | None) -> None:
             if answer is None:

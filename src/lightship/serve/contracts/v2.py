@@ -36,8 +36,9 @@ class V2:
     def __init__(self, catalog: Catalog, *, limits: Limits, stopping: Callable[[], bool]) -> None:
         self._catalog = catalog
         self._stopping = stopping
-        self._codec = V2Codec(json_bytes=limits.json_bytes)
+        self._json_bytes = limits.json_bytes
         self._views = Views(catalog)
+        self._codecs: dict[View, V2Codec] = {}
 
     def routes(self) -> Sequence[Route]:
         """Return the routes of V2."""
@@ -85,12 +86,22 @@ class V2:
             )
         )
 
+    def _codec(self, view: View) -> V2Codec:
+        codec = self._codecs.get(view)
+        if codec is None:
+            serving = set(self._catalog.models)
+            self._codecs = {known: codec for known, codec in self._codecs.items() if known.model in serving}
+            codec = self._codecs[view] = V2Codec(view.inputs, view.outputs, json_bytes=self._json_bytes)
+        return codec
+
     def _admit(self, exchange: Exchange) -> None:
-        self._view(exchange).model.admit(exchange.head.body_bytes or 0)
+        exchange.admitted = view = self._view(exchange)
+        view.model.admit(exchange.head.body_bytes or 0)
 
     def _infer(self, exchange: Exchange) -> None:
-        view = self._view(exchange)
-        request = self._codec.read(exchange.body, exchange.head.headers, view.inputs, view.outputs)
+        view: View = exchange.admitted
+        codec = self._codec(view)
+        request = codec.read(exchange.body, exchange.head.headers)
         exchange.body = b""
         deadline_s = exchange.deadline_s
         if request.timeout_us is not None:
@@ -103,7 +114,7 @@ class V2:
             try:
                 outputs = view.results(answer)
                 response = V2Response(view.name, view.model.version, request.id, request.wanted)
-                exchange.answer(self._codec.write(response, outputs))
+                exchange.answer(codec.write(response, outputs))
             except LightshipError as exc:
                 exchange.fail(exc)
 
