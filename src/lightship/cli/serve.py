@@ -49,7 +49,7 @@ def serve(
     home = Home.from_environment().ensure()
     key_file = KeyFile(home.keys) if auth == "keys" else None
     options = ServerOptions(
-        host=host, port=port, control_port=control_port, key_file=key_file, log_requests=log_requests
+        host=host, port=port, control_port=control_port, key_file=key_file, home=home, log_requests=log_requests
     )
     if key_file is not None and (made := key_file.ensure_default()) is not None:
         click.echo(f"Made a first API key for inference: {made}", err=True)

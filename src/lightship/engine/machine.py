@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lightship.types import Json
 
-__all__ = ["fingerprint", "memory_limit_bytes", "usable_cores"]
+__all__ = ["fingerprint", "memory_left_bytes", "memory_limit_bytes", "usable_cores"]
 
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
 _ROOT = Path("/")
@@ -42,6 +42,30 @@ def memory_limit_bytes(*, root: Path = _ROOT) -> int:
     if total is not None:
         limits.append(int(total.split()[0]) * 1024)
     return min(limits, default=0)
+
+
+def memory_left_bytes(*, root: Path = _ROOT) -> int:
+    """Return how much more memory this process may use now: of the machine, and of every control group above it.
+
+    Pages of files that the kernel can drop count as free.
+    """
+    left = [_left(folder) for folder in _groups(root, controller="memory")]
+    available = _field(root / "proc/meminfo", "MemAvailable")
+    if available is not None:
+        left.append(int(available.split()[0]) * 1024)
+    return max(0, min((one for one in left if one is not None), default=0))
+
+
+def _left(folder: Path) -> int | None:
+    for limit_name, used_name, cache_name in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit, used = _read(folder / limit_name), _read(folder / used_name)
+        if limit.isdigit() and used.isdigit() and int(limit) < _NO_LIMIT_BYTES:
+            stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines() if line.count(" ") == 1)
+            return int(limit) - int(used) + int(stat.get(cache_name, 0))
+    return None
 
 
 def fingerprint(*, root: Path = _ROOT) -> dict[str, Json]:

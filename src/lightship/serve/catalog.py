@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lightship.serve.model import ServedModel
 
 __all__ = ["Catalog"]
 
+_Names = Mapping[str, Mapping[str, ServedModel]]
+
 
 class Catalog:
-    """The model versions that a server has, by name and version."""
+    """The model versions that a server has, by name and version. A change is one assignment."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
-        self.models = tuple(models)
-        self._by_name: dict[str, dict[str, ServedModel]] = {}
-        for model in self.models:
-            self._by_name.setdefault(model.name, {})[model.version] = model
+        self._now: tuple[tuple[ServedModel, ...], _Names] = _ordered(models)
+
+    def replace(self, models: Iterable[ServedModel]) -> None:
+        """Serve these models from now on; whoever has found one keeps it."""
+        self._now = _ordered(models)
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """All versions, in the order of the references that name them; each once."""
+        return self._now[0]
 
     @property
     def ready(self) -> bool:
@@ -25,11 +33,19 @@ class Catalog:
 
     def versions(self, name: str) -> tuple[str, ...]:
         """Return the versions of a name that are served; none if the name is not."""
-        return tuple(self._by_name.get(name, ()))
+        return tuple(self._now[1].get(name, ()))
 
     def find(self, name: str, version: str | None = None) -> ServedModel | None:
-        """Return a model version; without a version, the one that was named first at the start."""
-        versions = self._by_name.get(name)
+        """Return a model version; without a version, that of the reference that was named first at the start."""
+        versions = self._now[1].get(name)
         if versions is None:
             return None
         return versions.get(version) if version is not None else next(iter(versions.values()))
+
+
+def _ordered(models: Iterable[ServedModel]) -> tuple[tuple[ServedModel, ...], _Names]:
+    unique = tuple(dict.fromkeys(models))
+    names: dict[str, dict[str, ServedModel]] = {}
+    for model in unique:
+        names.setdefault(model.name, {})[model.version] = model
+    return unique, names

@@ -17,6 +17,7 @@ from lightship.errors import Forbidden, LightshipError, status_of
 from lightship.serve.access import OPEN, Access, Role, Roles
 from lightship.serve.metrics import RequestFigures, registry_of
 from lightship.serve.model import ServedModel
+from lightship.serve.versions import Slot, Versions
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -32,8 +33,12 @@ _START_S = 10.0
 class Watched(Protocol):
     """What the control plane sees of a server."""
 
-    models: tuple[ServedModel, ...]
     requests: RequestFigures
+    versions: Versions
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """The versions that are served now."""
 
     @property
     def ready(self) -> bool:
@@ -47,7 +52,7 @@ def control_app(server: Watched, access: Access) -> Starlette:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    registry = registry_of(server.requests, server.models)
+    registry = registry_of(server.requests, lambda: server.models, server.versions)
 
     async def livez(_request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -59,7 +64,7 @@ def control_app(server: Watched, access: Access) -> Starlette:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def models(_request: Request) -> Response:
-        return JSONResponse({"models": [_state(model) for model in server.models]})
+        return JSONResponse(state_of(server))
 
     async def failed(_request: Request, error: Exception) -> Response:
         headers = {"www-authenticate": "Bearer"} if status_of(error).http == 401 else None
@@ -81,6 +86,31 @@ def control_app(server: Watched, access: Access) -> Starlette:
         route("/models", models, _READ),
     ]
     return Starlette(routes=routes, exception_handlers={LightshipError: failed})
+
+
+def state_of(server: Watched) -> dict[str, Any]:
+    """Return what a server serves and what became of the last changes."""
+    versions = server.versions
+    parked = [{**_state(model), "state": "parked"} for model in versions.parked.values()]
+    return {
+        "ready": server.ready,
+        "degraded": versions.degraded or None,
+        "references": [_reference(slot) for slot in versions.slots],
+        "models": [*(_state(model) for model in server.models), *parked],
+    }
+
+
+def _reference(slot: Slot) -> dict[str, Any]:
+    failure = slot.failure
+    return {
+        "reference": slot.reference,
+        "name": slot.model.name,
+        "version": slot.model.source.version,
+        "loading": slot.loading,
+        "failure": None
+        if failure is None
+        else {"version": failure.version, "reason": failure.reason, "at": round(failure.at, 3)},
+    }
 
 
 def _state(model: ServedModel) -> dict[str, Any]:

@@ -142,6 +142,11 @@ class Connection(asyncio.Protocol):
         self._held_bytes = 0  # what this connection's body takes of the server's limit
         self._skip_left = 0  # bytes of a refused body that are still to come, to be dropped
 
+    @property
+    def admitted(self) -> object:
+        """What its request was let in for, if it has one that is not answered."""
+        return None if self._exchange is None else self._exchange.admitted
+
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

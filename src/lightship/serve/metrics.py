@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -115,12 +115,28 @@ class FigureSource(Protocol):
         """Requests in its worker."""
 
 
+class ChangeFigures(Protocol):
+    """What became of the changes of a running server."""
+
+    reloads: int
+    failures: int
+
+    @property
+    def degraded(self) -> str:
+        """Why the registry cannot be followed; empty if it can."""
+
+
 class _Collector:
-    def __init__(self, requests: RequestFigures, models: Iterable[FigureSource]) -> None:
+    def __init__(
+        self, requests: RequestFigures, models: Callable[[], Iterable[FigureSource]], changes: ChangeFigures
+    ) -> None:
         self._requests = requests
-        self._models = tuple(models)
+        self._models_now = models
+        self._models: tuple[FigureSource, ...] = ()
+        self._changes = changes
 
     def collect(self) -> Iterator[Metric]:
+        self._models = tuple(self._models_now())
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 
         count = CounterMetricFamily("lightship_requests", "Answered requests.", labels=("contract", "model", "status"))
@@ -136,6 +152,18 @@ class _Collector:
         yield from self._gauges()
         yield from self._counters()
         yield from self._histograms()
+        yield from self._change_figures()
+
+    def _change_figures(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        yield CounterMetricFamily("lightship_reloads", "References that moved.", value=self._changes.reloads)
+        yield CounterMetricFamily(
+            "lightship_failed_reloads", "Versions that could not be taken over.", value=self._changes.failures
+        )
+        yield GaugeMetricFamily(
+            "lightship_degraded", "1 while the registry cannot be followed.", value=float(bool(self._changes.degraded))
+        )
 
     def _gauges(self) -> Iterator[Metric]:
         from prometheus_client.core import GaugeMetricFamily
@@ -188,10 +216,12 @@ class _Collector:
             yield family
 
 
-def registry_of(requests: RequestFigures, models: Iterable[FigureSource]) -> CollectorRegistry:
+def registry_of(
+    requests: RequestFigures, models: Callable[[], Iterable[FigureSource]], changes: ChangeFigures
+) -> CollectorRegistry:
     """Return a Prometheus registry of its own for one server's figures."""
     from prometheus_client.registry import CollectorRegistry
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(requests, models))
+    registry.register(_Collector(requests, models, changes))
     return registry

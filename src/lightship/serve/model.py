@@ -72,15 +72,19 @@ class ServedModel:
 
     # Life
 
-    async def start(self) -> None:
+    async def start(self, worker: WorkerProcess | None = None, *, background: bool = False) -> None:
         """Start the worker and wait until it has passed its self-test.
+
+        Args:
+            worker: a process that was spawned already.
+            background: load with a lower priority, for others are being served.
 
         Raises:
             BundleRefused: it failed the self-test; the message names the golden input.
             LightshipError: it cannot load the graph, or died.
         """
         self._loop = asyncio.get_running_loop()
-        await self._life.start()
+        await self._life.start(worker, background=background)
 
     async def close(self) -> None:
         """End the worker. What still waits is answered 503."""
@@ -105,6 +109,11 @@ class ServedModel:
     def worker_pid(self) -> int | None:
         """The process of its worker, while there is one."""
         return self._life.worker_pid
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that its worker holds now."""
+        return self._life.memory_bytes
 
     @property
     def deaths(self) -> int:
@@ -193,6 +202,8 @@ class ServedModel:
         limit = self._limits.rows_per_request
         if not 1 <= work.rows <= limit:
             raise InvalidTensor(f"A request must have 1 to {limit} rows (limit `rows_per_request`). Got {work.rows}.")
+        if self._life.state is State.CLOSED:
+            raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
         work.model = self
         work.submitted_s = self._loop.time()
         self._queue_next(work, admitted=False)

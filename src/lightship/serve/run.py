@@ -13,6 +13,7 @@ from lightship.data.home import Home
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.server import Server, ServerOptions, is_loopback
 from lightship.serve.source import read_source
+from lightship.serve.worker_process import WorkerProcess
 
 __all__ = ["run_server"]
 
@@ -33,10 +34,17 @@ def run_server(
         LightshipError: a name, a port, a graph.
     """
     _prepare_process(options)
-    sources = [read_source(home, reference) for reference in references]
+    # A worker imports its libraries while its release is still being verified.
+    workers = [WorkerProcess.spawn() for _ in dict.fromkeys(references)]
+    try:
+        sources = [read_source(home, reference) for reference in dict.fromkeys(references)]
+    except BaseException:
+        for worker in workers:
+            worker.kill()
+        raise
 
     async def serve() -> None:
-        async with Server(sources, options) as server:
+        async with Server(sources, options, workers=workers) as server:
             server.stop_on_signals()
             # What was made up to here stays: the collector need not look at it again in the middle of a request.
             gc.collect()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from lightship.data.home import Home
 from lightship.errors import Conflict, InvalidInput, LightshipError, Unavailable
 from lightship.extensions import extension_names, load_extension
 from lightship.serve.access import OPEN, Access, KeyFile
@@ -33,6 +34,8 @@ from lightship.serve.metrics import RequestFigures
 from lightship.serve.model import ServedModel
 from lightship.serve.request_log import RequestLog
 from lightship.serve.source import ModelSource
+from lightship.serve.versions import Versions
+from lightship.serve.worker_process import WorkerProcess
 
 __all__ = ["Server", "ServerOptions", "is_loopback"]
 
@@ -48,6 +51,8 @@ class ServerOptions:
     Attributes:
         port, control_port: 0 is any free port.
         key_file: ``None`` asks for no keys; then ``host`` must be a loopback address.
+        home: whose registry is watched for moved aliases; None watches nothing.
+        keep_previous: keep the worker of the version before, so that a rollback needs no loading.
         log_requests: write one line for every request, not only for those that failed inside the server.
     """
 
@@ -58,6 +63,8 @@ class ServerOptions:
     key_file: KeyFile | None = None
     limits: Limits = field(default_factory=Limits)
     clocks: Clocks = field(default_factory=Clocks)
+    home: Home | None = None
+    keep_previous: bool = True
     log_requests: bool = False
     depth: int | None = None
 
@@ -81,14 +88,28 @@ def is_loopback(host: str) -> bool:
 class Server:
     """Serves models. An async context manager: entering it starts, leaving it drains and stops."""
 
-    def __init__(self, sources: Sequence[ModelSource], options: ServerOptions) -> None:
+    def __init__(
+        self, sources: Sequence[ModelSource], options: ServerOptions, *, workers: Sequence[WorkerProcess] = ()
+    ) -> None:
         if not sources:
             raise InvalidInput("A server needs at least one model.")
         self.options = options
-        self.models = tuple(
-            ServedModel(source, limits=options.limits, clocks=options.clocks, depth=options.depth) for source in sources
+        models: dict[tuple[str, int], ServedModel] = {}  # two references to one version share its worker
+        for source in sources:
+            if (source.name, source.version) not in models:
+                models[(source.name, source.version)] = self._make(source)
+        served = [(source.reference, models[(source.name, source.version)]) for source in sources]
+        self.catalog = Catalog(models.values())
+        self.versions = Versions(
+            served,
+            self.catalog,
+            home=options.home,
+            make=self._make,
+            admitted=self._lets_in,
+            keep_previous=options.keep_previous,
+            longest_drain_s=options.clocks.longest_request_s,
         )
-        self.catalog = Catalog(self.models)
+        self._workers = list(workers)
         self.requests = RequestFigures()
         self.stopping = False
         self.host, self.port = options.host, options.port
@@ -100,6 +121,11 @@ class Server:
         self._forced: asyncio.Event
         self._request_log: RequestLog
         self.front: Front
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """The versions that are served now."""
+        return self.catalog.models
 
     @property
     def ready(self) -> bool:
@@ -123,12 +149,14 @@ class Server:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._control.start())
                 for model in self.models:
-                    group.create_task(model.start())
+                    group.create_task(model.start(self._workers.pop() if self._workers else None))
         except BaseExceptionGroup as exc:
             data.close()
             await self._close_models()
             await self._control.stop()
             raise _first_error(exc) from exc
+        await self._end_spare_workers()
+        self.versions.start()
         self._socket = data
         self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG)
         return self
@@ -193,7 +221,20 @@ class Server:
                 await asyncio.get_running_loop().connect_accepted_socket(self.front.connection, accepted)
         self._listener.close()
 
+    def _make(self, source: ModelSource) -> ServedModel:
+        options = self.options
+        return ServedModel(source, limits=options.limits, clocks=options.clocks, depth=options.depth)
+
+    def _lets_in(self, model: ServedModel) -> bool:
+        return self.front.lets_in(model)
+
+    async def _end_spare_workers(self) -> None:
+        spare, self._workers = self._workers, []
+        await asyncio.gather(*(worker.end() for worker in spare))
+
     async def _close_models(self) -> None:
+        await self.versions.close()
+        await self._end_spare_workers()
         await asyncio.gather(*(model.close() for model in self.models))
 
     def _dispatcher(self, access: Access) -> Dispatcher:

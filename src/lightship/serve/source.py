@@ -24,14 +24,18 @@ class ModelSource:
     """One verified model version, in memory.
 
     Attributes:
+        reference: what was asked for.
+        bundle, release: digests of the bundle's manifest and of the signed release record.
         batch_rows: the largest batch that the graph was proven for; 0 if it has no batch dimension.
         golden: (path, raw bytes) of each golden input.
         expected: ``.npy`` bytes by the name of the output, for this variant.
     """
 
+    reference: str
     name: str
     version: int
     bundle: str
+    release: str
     manifest: Manifest
     variant: Variant
     graph: bytes
@@ -59,9 +63,11 @@ def read_source(home: Home, reference: str) -> ModelSource:
     variant = next(variant for variant in manifest.variants if variant.name == manifest.default)
     expected = manifest.golden.expected.get(variant.name)
     return ModelSource(
+        reference=reference,
         name=resolved.name,
         version=resolved.version,
         bundle=resolved.bundle,
+        release=resolved.release,
         manifest=manifest,
         variant=variant,
         graph=bundle.read(variant.graph),

@@ -70,18 +70,27 @@ class Supervisor:
         return None if self._worker is None else self._worker.pid
 
     @property
+    def memory_bytes(self) -> int:
+        """Memory that the worker holds now."""
+        return 0 if self._worker is None else self._worker.memory_bytes()
+
+    @property
     def accepting(self) -> bool:
         """Whether requests may wait: there is a worker, or will be soon."""
         return self.state is State.READY or (self.state is State.RESTARTING and self.in_a_row < _CIRCUIT_DEATHS)
 
-    async def start(self) -> None:
+    async def start(self, worker: WorkerProcess | None = None, *, background: bool = False) -> None:
         """Start the worker and wait until it has passed its self-test.
+
+        Args:
+            worker: a process that was spawned already.
+            background: load with a lower priority, for others are being served.
 
         Raises:
             BundleRefused: it failed the self-test; the message names the golden input.
             LightshipError: it cannot load the graph, or died.
         """
-        await self._start_worker()
+        await self._start_worker(worker, background=background)
         self._task = asyncio.get_running_loop().create_task(self._supervise())
 
     async def close(self) -> None:
@@ -107,12 +116,15 @@ class Supervisor:
             self.state = State.RESTARTING
         self._dead.set()
 
-    async def _start_worker(self) -> None:
+    async def _start_worker(self, worker: WorkerProcess | None = None, *, background: bool = False) -> None:
         self._dead = asyncio.Event()
-        self._worker = worker = WorkerProcess.spawn()
+        self._worker = worker = worker or WorkerProcess.spawn()
         try:
             ready = await worker.load(
-                *_load_message(self.source), timeout_s=_LOAD_S, on_message=self._owner.worker_says, on_lost=self.lost
+                *_load_message(self.source, background=background),
+                timeout_s=_LOAD_S,
+                on_message=self._owner.worker_says,
+                on_lost=self.lost,
             )
         except BaseException:
             await self._end_worker()
@@ -147,7 +159,7 @@ class Supervisor:
                 log.error("the worker of %s cannot be started again: %s", self._title, exc)
 
 
-def _load_message(source: ModelSource) -> tuple[Load, list[bytes | memoryview]]:
+def _load_message(source: ModelSource, *, background: bool) -> tuple[Load, list[bytes | memoryview]]:
     task = source.manifest.task
     config = msgspec.json.encode(dict(task.config))
     options = source.variant.options
@@ -164,5 +176,6 @@ def _load_message(source: ModelSource) -> tuple[Load, list[bytes | memoryview]]:
         golden=tuple((path, len(raw)) for path, raw in source.golden),
         expected=tuple((name, len(data)) for name, data in source.expected),
         tolerance=source.tolerance,
+        background=background,
     )
     return message, [source.graph, config, *(raw for _, raw in source.golden), *(data for _, data in source.expected)]

@@ -48,6 +48,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
         batch_rows: the largest batch it will get; 0 if the graph has no batch dimension.
         golden: (path in the bundle, size) of each golden input.
         expected: (name of the output, size of its ``.npy`` file).
+        background: others are being served: load with a lower priority.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
     golden: tuple[tuple[str, int], ...]
     expected: tuple[tuple[str, int], ...]
     tolerance: str
+    background: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ that the next batch is encoded while the last one runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import io
 import logging
@@ -24,6 +25,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -54,6 +56,7 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _WARM_UP_RUNS = 2
+_NICE = 10
 
 
 @dataclass(slots=True)
@@ -261,6 +264,37 @@ def _load(message: Load, payload: memoryview) -> Worker:
     return worker
 
 
+def _gently(message: Load, payload: memoryview) -> Worker:
+    """Load with a lower priority, and give the threads of the engine the usual one when that is done.
+
+    Linux keeps a priority for each thread, and a new thread has that of its maker. Only who has the right to can raise
+    one again; so without that right an engine with threads of its own is loaded like any other.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
+        if not loader.submit(_may_be_nice).result() and message.threads > 1:
+            return _load(message, payload)
+    with ThreadPoolExecutor(1, thread_name_prefix="load", initializer=_be_nice) as loader:
+        worker = loader.submit(_load, message, payload).result()
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended, or may not
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), os.getpriority(os.PRIO_PROCESS, 0))
+    return worker
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _may_be_nice() -> bool:
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    _be_nice()
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), usual)
+    except OSError:
+        return False
+    return True
+
+
 def _serve(channel: Channel) -> int:
     started = time.perf_counter()
     first = channel.receive()
@@ -270,7 +304,7 @@ def _serve(channel: Channel) -> int:
     if not isinstance(message, Load):
         raise LightshipError(f"The first message to a worker must be Load. Got {type(message).__name__}.")
     try:
-        worker = _load(message, payload)
+        worker = _gently(message, payload) if message.background else _load(message, payload)
     except LightshipError as exc:
         channel.send(LoadFailed(type(exc).__name__, str(exc)))
         return 1

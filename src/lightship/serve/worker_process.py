@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lightship.errors import WorkerFailed
 from lightship.serve.wire import Channel, Load, LoadFailed, Message, Ready
@@ -22,6 +24,7 @@ __all__ = ["WorkerProcess"]
 log = logging.getLogger(__name__)
 
 _END_S = 5.0
+_PAGE_BYTES = resource.getpagesize()
 
 
 class WorkerProcess:
@@ -54,6 +57,14 @@ class WorkerProcess:
     def pid(self) -> int | None:
         """Its process, while there is one."""
         return None if self._process is None else self._process.pid
+
+    def memory_bytes(self) -> int:
+        """Return its resident memory; 0 when it is gone."""
+        try:
+            with Path(f"/proc/{self.pid}/statm").open() as file:
+                return int(file.read().split()[1]) * _PAGE_BYTES
+        except (OSError, IndexError):
+            return 0
 
     async def load(
         self,
