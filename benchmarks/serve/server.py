@@ -135,6 +135,12 @@ class Server:
         self.address = _address(said["url"])
         self.control_address = _address(said["control_url"])
         self.tree = ProcessTree(self._process.pid)
+        self._log = log
+
+    def complaints(self) -> list[str]:
+        """Return what the server logged as a warning or worse: a worker that died explains a strange figure."""
+        lines = [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        return [f"{line['level']}: {line['event']}" for line in lines if line["level"] not in ("debug", "info")]
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ class Plan:
     seconds: float
     server_core: int | None
     load_core: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running server and the request that it gets. ``cpu_s`` is what all of its processes used so far."""
+
+    name: str
+    address: tuple[str, int]
+    request: Path
+    cpu_s: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,26 +142,48 @@ def measure(subject: Subject, plan: Plan, scratch: Path, *, cache: Path) -> list
         Server(home, subject.name, core=plan.server_core, log=scratch / "serve.log") as server,
     ):
         worst = {wire: _check(subject, wire, server.address) for wire in plan.wires}
-        quick = plan.pairs < 5
-        batches = floor.best_batches(_SWEEP_S[subject.name], rounds=1 if quick else 3)
+        batches = best_batches(floor, subject, plan)
         say(f"# floor at batch {batches}; worst difference to the engine {max(worst.values()):.1e}")
         say(HEADER)
         for wire in plan.wires:
             request = scratch / f"{wire}.request"
             request.write_bytes(question(subject.name, subject.row(0), wire).bytes("127.0.0.1"))
-            pairs: dict[int, list[Pair]] = {count: [] for count in plan.connections}
-            for _ in range(plan.pairs):
-                for count in plan.connections:
-                    floors = tuple(floor.run(batch, plan.seconds / len(batches)) for batch in batches)
-                    load = generator.run(
-                        server.address, request, cpu_s=server.tree.cpu_s, connections=count, seconds=plan.seconds
-                    )
-                    pairs[count].append(Pair(floors, load))
-            for count in plan.connections:
-                row = summary(subject.name, wire, count, pairs[count]) | {"memory_mb": server.tree.memory_mb()}
-                say(line(row))
-                rows.append(row)
+            target = Target("lightship", server.address, request, server.tree.cpu_s)
+            rows += take_turns(subject.name, wire, [target], plan, floor, batches, generator)
+        for complaint in server.complaints():
+            say(f"# server: {complaint}")
         say(f"# memory of the server after it: {server.tree.memory_mb():.0f} MB (proportional set size)")
+    return rows
+
+
+def best_batches(floor: Floor, subject: Subject, plan: Plan) -> tuple[int, ...]:
+    """Return the two batch sizes that contend for the floor."""
+    return floor.best_batches(_SWEEP_S[subject.name], rounds=1 if plan.pairs < 5 else 3)
+
+
+def take_turns(
+    model: str,
+    wire: str,
+    targets: Sequence[Target],
+    plan: Plan,
+    floor: Floor,
+    batches: tuple[int, ...],
+    generator: Generator,
+) -> list[dict[str, Any]]:
+    """Measure floor and server in turns, for each server and number of connections; print and return the rows."""
+    cells = [(target, count) for target in targets for count in plan.connections]
+    pairs: list[list[Pair]] = [[] for _ in cells]
+    for _ in range(plan.pairs):
+        for (target, count), found in zip(cells, pairs, strict=True):
+            floors = tuple(floor.run(batch, plan.seconds / len(batches)) for batch in batches)
+            load = generator.run(
+                target.address, target.request, cpu_s=target.cpu_s, connections=count, seconds=plan.seconds
+            )
+            found.append(Pair(floors, load))
+    rows = []
+    for (target, count), found in zip(cells, pairs, strict=True):
+        rows.append({"server": target.name, "model": model, "wire": wire, "connections": count} | summary(found))
+        say(line(rows[-1]))
     return rows
 
 
@@ -162,8 +194,8 @@ def _check(subject: Subject, wire: str, address: tuple[str, int]) -> float:
     return check_answers(address, [(question(subject.name, row, wire), session.run(None, row)[0]) for row in inputs])
 
 
-def summary(model: str, wire: str, connections: int, pairs: list[Pair]) -> dict[str, Any]:
-    """Return one row of the table: shares, rates, times, statuses, and every window."""
+def summary(pairs: list[Pair]) -> dict[str, Any]:
+    """Return what one row of the table says: shares, rates, times, statuses, and every window."""
     batches = [window.batch for window in pairs[0].floors]
     place = max(range(len(batches)), key=lambda at: float(np.median([pair.floors[at].per_s for pair in pairs])))
     by_cpu = max(range(len(batches)), key=lambda at: float(np.median([pair.floors[at].per_cpu_s for pair in pairs])))
@@ -174,9 +206,6 @@ def summary(model: str, wire: str, connections: int, pairs: list[Pair]) -> dict[
         for name, count in pair.load.statuses.items():
             statuses[name] = statuses.get(name, 0) + count
     return {
-        "model": model,
-        "wire": wire,
-        "connections": connections,
         "share": asdict(middle([pair.load.ok_per_s / pair.floors[place].per_s for pair in pairs])),
         "share_by_cpu": asdict(
             middle(
@@ -202,7 +231,7 @@ def summary(model: str, wire: str, connections: int, pairs: list[Pair]) -> dict[
 
 
 HEADER = (
-    "model     wire    conn   share [interval]       by CPU  answers/s   floor/s  us CPU (floor)"
+    "server     model     wire    conn   share [interval]       by CPU  answers/s   floor/s  us CPU (floor)"
     "    p50 ms   p99 ms  gen.  statuses"
 )
 
@@ -211,7 +240,7 @@ def line(row: dict[str, Any]) -> str:
     """Return the row as text."""
     share, answers = row["share"], {name: count for name, count in row["statuses"].items() if count}
     return (
-        f"{row['model']:9} {row['wire']:7} {row['connections']:4}   {share['median']:.3f} "
+        f"{row['server']:10} {row['model']:9} {row['wire']:7} {row['connections']:4}   {share['median']:.3f} "
         f"[{share['low']:.3f}, {share['high']:.3f}]   {row['share_by_cpu']['median']:.3f} "
         f"{row['rate']['median']:10.1f} {row['floor']['median']:9.1f} {row['server_us_cpu']:8.1f} "
         f"({row['floor_us_cpu']:.1f})  {row['p50_ms']:8.3f} {row['p99_ms']:8.3f}  {row['generator_cpu']:.2f}  {answers}"
