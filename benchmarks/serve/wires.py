@@ -43,7 +43,11 @@ class Question:
         body = answer.read()
         if answer.status != 200:
             raise RuntimeError(f"The server answered {answer.status}: {body[:300]!r}")
-        length = answer.headers.get(_LENGTH)
+        return self.read(answer.headers, body)
+
+    def read(self, headers: Mapping[str, str], body: bytes) -> np.ndarray:
+        """Return the one output of an answer."""
+        length = headers.get(_LENGTH)
         head = json.loads(body[: int(length)] if length else body)
         (output,) = head["outputs"]
         if length:
