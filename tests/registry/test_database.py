@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from lightship.data.home import Home
 from lightship.errors import Conflict, GateRefused, InvalidInput, LightshipError, NotFound
+from lightship.registry import database as registry_module
 from lightship.registry.database import open_database
+from lightship.registry.names import Reference
 from lightship.registry.records import AliasMove, EvidenceRow
 
 
@@ -148,7 +150,65 @@ def test_an_unproven_version_needs_consent(registry, add):
         with pytest.raises(GateRefused, match=rf"digits:{version} was released unproven.*--accept-unproven"):
             registry.promote("digits", version, who="ada")
     assert registry.alias("digits").version == 1
-    assert registry.promote("digits", 2, who="ada", accept_unproven=True).changed
+    assert registry.promote("digits", 2, who="ada", why="trial", accept_unproven=True).changed
+    assert registry.history("digits").entries[-1].why == "trial [accepted as unproven]"
+
+
+def test_an_unproven_first_version_is_production_only_when_somebody_accepts_it(registry, add):
+    """The place stays free for the first version that may have it, whichever way that comes."""
+    add(unproven=True)
+    add(evidence=[])
+    with pytest.raises(NotFound, match="no production"):
+        registry.alias("digits")
+
+    add()
+
+    assert registry.alias("digits").version == 3
+    assert add(name="leaves", unproven=True, accept_unproven=True) == 1
+    assert registry.alias("leaves").version == 1
+    assert registry.history("leaves").entries[-1].why == "first version [accepted as unproven]"
+
+
+def test_registering_an_unproven_bundle_again_with_consent_makes_it_production(registry, digest):
+    """The same file, imported once more with the flag, takes the free place; a third time changes nothing."""
+    bundle = {"bundle": digest("b"), "release": digest("r"), "who": "ada", "unproven": True}
+    assert registry.add_version("digits", **bundle).alias is None
+
+    again = registry.add_version("digits", **bundle, accept_unproven=True)
+
+    assert (again.version, again.is_new, again.alias) == (1, False, "production")
+    assert registry.add_version("digits", **bundle, accept_unproven=True).alias is None
+    assert registry.verify_history().ok
+
+
+def test_consent_given_once_does_not_move_production_by_itself(registry, add):
+    """A later unproven version goes live by `promote` only, even when its import accepted that it is unproven."""
+    add()
+    add(unproven=True, accept_unproven=True)
+
+    assert registry.alias("digits").version == 1
+
+
+def test_a_rollback_is_no_way_round_the_consent(registry, add):
+    """Back to a version that somebody accepted is fine; to one that nobody did needs the flag, for that alias."""
+    add(unproven=True)
+    add()
+    registry.promote("digits", 1, who="ada", accept_unproven=True)
+    registry.promote("digits", 2, who="ada")
+    assert registry.rollback("digits", who="bob").to_version == 1
+
+    with registry._writer.begin() as connection:  # as versions were promoted before consent was asked for
+        record = registry_module._find(connection, Reference("digits", None, 1))
+        now = "2026-03-02T00:00:00.000000Z"
+        move = {"at": now, "who": "old", "action": "promote", "why": ""}
+        registry_module._move(connection, record, "live", None, **move)
+        registry_module._move(
+            connection, registry_module._find(connection, Reference("digits", None, 2)), "live", 1, **move
+        )
+    with pytest.raises(GateRefused, match="rollback digits --accept-unproven"):
+        registry.rollback("digits", "live", who="bob")
+    assert registry.rollback("digits", "live", who="bob", accept_unproven=True).to_version == 1
+    assert registry.history("digits").entries[-1].why == "[accepted as unproven]"
 
 
 def test_rollback_goes_back_step_by_step(registry, add):
@@ -170,7 +230,9 @@ def test_aliases_behave_like_a_stack_of_versions(tmp_path_factory, digest, steps
     """Any mix of promotions and rollbacks (0) agrees with a plain list."""
     with open_database(Home(tmp_path_factory.mktemp("stack"))) as registry:
         for number in range(3):
-            registry.add_version("digits", bundle=digest(number), release=digest(number), who="ada")
+            registry.add_version(
+                "digits", bundle=digest(number), release=digest(number), who="ada", accept_unproven=number == 0
+            )
         stack = [1]
         for step in steps:
             if step:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "optimize": ("lightship.cli.ship", "optimize", "Make variants and measure them."),
     "validate": ("lightship.cli.ship", "validate", "Judge a variant on the gate rows."),
     "release": ("lightship.cli.ship", "release", "Put what passed into the registry, signed."),
+    "import": ("lightship.cli.import_", "import_", "Release a model that was trained elsewhere."),
     "verify": ("lightship.cli.verify", "verify", "Recompute every digest and signature of a release."),
     "serve": ("lightship.cli.serve", "serve", "Serve models over HTTP."),
     "predict": ("lightship.cli.predict", "predict", "Answer for one or more files."),

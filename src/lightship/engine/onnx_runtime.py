@@ -1,7 +1,8 @@
 """ONNX Runtime as an engine: CPU only, quiet, deterministic, and from bytes that stand alone.
 
 The graph is looked through before the engine sees it: a file may name other files (external data) or operators from
-shared libraries, and the engine would go and fetch them. Import this module late: it loads onnx and onnxruntime.
+shared libraries, and the engine would go and fetch them (``onnx_audit``). Import this module late: it loads onnx and
+onnxruntime.
 """
 
 from __future__ import annotations
@@ -13,19 +14,14 @@ from threading import Timer
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # the stubs are one more dependency
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
-from lightship.errors import InvalidInput, LightshipError, Refused
+from lightship.errors import InvalidInput, InvalidTensor, LightshipError
 from lightship.types import Dim, Interface, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine"]
-
-DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Operator sets that ONNX Runtime itself brings; ``com.microsoft`` holds the quantized operators."""
 
 _DTYPES = {
     "tensor(bool)": "BOOL",
@@ -48,6 +44,7 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+_NOWHERE = "/proc/self/fdinfo"  # a folder that every Linux has and that nobody can put a file into
 _FATAL_ONLY = 4  # failures come as exceptions; the engine's own lines on stderr would only show its insides
 # The engine's errors have no common base but Exception, so they are listed.
 _ENGINE_ERRORS: tuple[type[Exception], ...] = (
@@ -66,11 +63,16 @@ class OnnxRuntimeEngine:
 
     Raises:
         InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run.
-        Refused: the model names external files or operators of unknown domains.
+        Refused: the model reaches out of its bytes or over a limit; see ``onnx_audit``.
     """
 
     def __init__(self, graph: bytes, *, options: EngineOptions) -> None:
-        refuse_reaching_out(graph)
+        if not options.audited:
+            from lightship.engine.onnx_audit import (
+                audit_onnx,  # late: it loads onnx, which a server's worker never needs
+            )
+
+            audit_onnx(graph)
         try:
             self._session: Any = ort.InferenceSession(
                 graph, sess_options=_session_options(options), providers=["CPUExecutionProvider"]
@@ -81,6 +83,8 @@ class OnnxRuntimeEngine:
                 f"are ones that onnxruntime {ort.__version__} knows."
             ) from exc
         self._limit_s = options.limit_s
+        self._run_options: Any = ort.RunOptions()
+        self._batched = options.batched
         self._interface = _interface(self._session)
         self._outputs = [spec.name for spec in self._interface.outputs]
 
@@ -94,7 +98,7 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise LightshipError("This graph was closed. Load it again.")
         check_inputs(self._interface, inputs)
-        feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        feeds = {name: _feed(name, array) for name, array in inputs.items()}
         try:
             arrays = self._arrays(feeds)
         except _ENGINE_ERRORS as exc:
@@ -104,12 +108,13 @@ class OnnxRuntimeEngine:
                 "try the sizes that its interface proves."
             ) from exc
         outputs = dict(zip(self._outputs, arrays, strict=True))
-        check_outputs(self._interface, inputs, outputs)
+        if self._batched:
+            check_outputs(self._interface, inputs, outputs)
         return outputs
 
     def _arrays(self, feeds: Mapping[str, np.ndarray]) -> Any:
         if self._limit_s is None:
-            return self._session.run(self._outputs, feeds)
+            return self._session.run(self._outputs, feeds, self._run_options)
         run_options = ort.RunOptions()  # its own for each run: one that has stopped a run would stop the next as well
         with _stopped_after(self._limit_s, run_options):
             try:
@@ -123,9 +128,26 @@ class OnnxRuntimeEngine:
                     "Look for a loop in it without an end or with too many rounds, or give a smaller graph."
                 ) from exc
 
+    def stop(self) -> None:
+        """Let the runs under way give up. See ``Runner.stop``."""
+        running, self._run_options = self._run_options, ort.RunOptions()  # one that has stopped a run stops the next
+        running.terminate = True
+
     def close(self) -> None:
         """Free the graph."""
         self._session = None
+
+
+def _feed(name: str, array: np.ndarray) -> np.ndarray:
+    """Return what the engine takes: in one piece, and texts as ``str``; of bytes it would take the Python literal."""
+    if array.dtype != object:
+        return np.ascontiguousarray(array).reshape(array.shape)
+    texts = np.empty(array.size, dtype=object)
+    try:
+        texts[:] = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    except UnicodeDecodeError as exc:
+        raise InvalidTensor(f"The texts of input {name!r} must be UTF-8. Got bytes that are not: {exc}.") from exc
+    return texts.reshape(array.shape)
 
 
 @contextmanager
@@ -152,77 +174,13 @@ def _session_options(options: EngineOptions) -> Any:
     session.graph_optimization_level = _LEVELS[options.optimization]
     session.log_severity_level = _FATAL_ONLY
     session.use_deterministic_compute = True
+    # The engine looks for its own format by itself, in bytes that may be an ONNX file's producer name.
+    session.add_session_config_entry("session.load_model_format", "ONNX")
     session.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
     session.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # A graph stands alone: tensors in other files are looked for where there are none, audited or not.
+    session.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
     return session
-
-
-def refuse_reaching_out(graph: bytes) -> None:
-    """Refuse a model that needs more than its own bytes.
-
-    Raises:
-        InvalidInput: the bytes are no ONNX model.
-        Refused: external data, or an operator whose domain ONNX Runtime does not bring itself.
-    """
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(graph)
-    except DecodeError as exc:
-        raise InvalidInput(f"These {len(graph)} bytes are no ONNX model. Give the bytes of a .onnx file.") from exc
-    if not model.graph.node:
-        raise InvalidInput(f"These {len(graph)} bytes hold no graph with nodes. Give the bytes of a .onnx file.")
-    local = {(function.domain, function.name) for function in model.functions}
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise Refused(
-                f"Tensor {tensor.name!r} of the graph lies in another file. A graph must hold all of its weights; "
-                "save it with `onnx.save_model(..., save_as_external_data=False)`."
-            )
-    for node in _nodes(model):
-        if node.domain not in DOMAINS and (node.domain, node.op_type) not in local:
-            raise Refused(
-                f"Operator {node.op_type!r} of the graph is from the domain {node.domain!r}. Allowed are "
-                f"{', '.join(sorted(DOMAINS - {''}))} and functions in the file. Export the model without it."
-            )
-
-
-def _graphs(model: onnx.ModelProto) -> Iterator[Any]:
-    """Yield the main graph, the functions, and every graph inside of their nodes (If, Loop, Scan)."""
-    waiting: list[Any] = [model.graph, *model.functions]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    waiting.append(attribute.g)
-                waiting.extend(attribute.graphs)
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[Any]:
-    for graph in _graphs(model):
-        yield from graph.node
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[Any]:
-    for graph in _graphs(model):
-        if isinstance(graph, onnx.GraphProto):
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield sparse.values
-                yield sparse.indices
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from _attribute_tensors(attribute)
-
-
-def _attribute_tensors(attribute: Any) -> Iterator[Any]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-        yield sparse.values
-        yield sparse.indices
 
 
 def _interface(session: Any) -> Interface:

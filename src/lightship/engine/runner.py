@@ -37,12 +37,18 @@ class EngineOptions:
         limit_s: stop a run that takes longer, with an error; ``None`` lets it run on. The engine looks between
             operators, also those inside of a loop, so one endless operator is not stopped. Each run under a limit
             starts a thread: leave it out where time is measured or counts.
+        audited: the graph was looked through when its bundle was made, and these are the bytes that were signed then:
+            it is not looked through again, which needs the package ``onnx``. Only for bytes of a verified release.
+        batched: the first axis of inputs and outputs are rows, as many out as in; a graph that gives others is an
+            error. ``False`` for a graph without a batch dimension.
     """
 
     threads: int = 1
     optimization: str = "all"
     spin: bool = False
     limit_s: float | None = None
+    audited: bool = False
+    batched: bool = True
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -65,12 +71,18 @@ class Runner(Protocol):
         """What the graph takes and gives. Free dimensions have names; none is proven here."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run one batch; every output has as many rows as the inputs.
+        """Run one batch; every output has as many rows as the inputs (if ``EngineOptions.batched``).
 
         Raises:
             InvalidTensor: a name, dtype, rank or size that the interface does not allow.
             LightshipError: the engine failed, the graph gave another number of rows than it got, or it ran longer than
                 ``EngineOptions.limit_s``; after that the runner can be used again.
+        """
+
+    def stop(self) -> None:
+        """Let the runs under way give up, with an error, as soon as the engine looks: between two operators.
+
+        May be called from another thread. Later runs are not touched.
         """
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ from lightship.registry.records import (
     Registered,
     VersionRecord,
 )
-from lightship.registry.resolve import unknown_alias, unknown_name, unknown_version
+from lightship.registry.resolve import not_accepted, unknown_alias, unknown_name, unknown_version
 from lightship.registry.sqlite import as_error, connect_reader, write_lock
 from lightship.registry.tables import ALIASES, CHAIN_HEAD, GATE_LOOKS, HISTORY, MODELS, VERSIONS
 
@@ -47,6 +47,8 @@ __all__ = ["Registry", "open_database"]
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _WHO_CHARACTERS = 200
 _TEXT_CHARACTERS = 4000
+ACCEPTED = "[accepted as unproven]"
+"""Stands in the history's reason of a move whose person accepted a version without all of its evidence."""
 
 
 def open_database(home: Home, *, read_only: bool = False, clock: Callable[[], datetime] = now) -> Registry:
@@ -179,11 +181,15 @@ class Registry:
         note: str = "",
         version: int | None = None,
         unproven: bool = False,
+        accept_unproven: bool = False,
     ) -> Registered:
-        """Register a bundle as the next version of a name. The first version of a name becomes its ``production``.
+        """Register a bundle as the next version of a name.
+
+        The first version of a name becomes its ``production``. An unproven one does only with ``accept_unproven``; the
+        place stays free then for the first later version that may have it.
 
         The same bundle under the same name is one version, however often it is registered: the answer is then the
-        version that it has, with ``is_new`` False, and nothing is written.
+        version that it has, with ``is_new`` False, and no second one is written.
 
         Args:
             name: what the model is called; see ``names.check_name``.
@@ -197,6 +203,7 @@ class Registry:
             note: what people should know about this version.
             version: a number to use in place of the next one; it must be above all that exist.
             unproven: the release lacks evidence that it should have; so does one without any. See ``promote``.
+            accept_unproven: ``who`` accepts that, so that it may become production; the history says so.
 
         Raises:
             InvalidInput: a name, digest or text that is not allowed.
@@ -215,7 +222,9 @@ class Registry:
                     raise Conflict(
                         f"The bundle {bundle} is version {known.version} of {name!r} already, not {version}."
                     )
-                return Registered(name, known.version, known.bundle, known.release, is_new=False, alias=None)
+                record = _find(connection, Reference(name, None, known.version))
+                alias = _take_free_place(connection, record, accept_unproven, at=at, who=who)
+                return Registered(name, known.version, known.bundle, known.release, is_new=False, alias=alias)
             model_id = _add_model(connection, name, at)
             number = _next_version(connection, model_id, name, version)
             release_digest = release if isinstance(release, str) else release(number)
@@ -229,10 +238,8 @@ class Registry:
             )  # fmt: skip
             record = _find(connection, Reference(name, None, number))
             _append(connection, record, at=at, who=who, action="register", why=why)
-            is_first = connection.execute(select(func.count()).where(VERSIONS.c.model_id == model_id)).scalar_one() == 1
-            if is_first:
-                _move(connection, record, PRODUCTION, None, at=at, who=who, action="promote", why="first version")
-        return Registered(name, number, bundle, release_digest, is_new=True, alias=PRODUCTION if is_first else None)
+            alias = _take_free_place(connection, record, accept_unproven, at=at, who=who)
+        return Registered(name, number, bundle, release_digest, is_new=True, alias=alias)
 
     def promote(
         self,
@@ -258,32 +265,38 @@ class Registry:
             current = _alias_version(connection, name, alias)
             if current == version:
                 return AliasMove(name, alias, version, version, changed=False)
-            if record.unproven and not accept_unproven:
-                raise GateRefused(
-                    f"{name}:{version} was released unproven: evidence that shows it to be right is missing. "
-                    f"See `lightship show {name}:{version}`; promote it all the same with --accept-unproven."
-                )
+            if record.unproven:
+                _require_accepted(record, accept_unproven, command=f"promote {name}:{version}")
+                why = _accepted(why)
             _move(connection, record, alias, current, at=at, who=who, action="promote", why=why)
         return AliasMove(name, alias, current, version, changed=True)
 
-    def rollback(self, name: str, alias: str = PRODUCTION, *, who: str, why: str = "") -> AliasMove:
+    def rollback(
+        self, name: str, alias: str = PRODUCTION, *, who: str, why: str = "", accept_unproven: bool = False
+    ) -> AliasMove:
         """Point an alias at the version that it had before. Done twice, it goes two versions back.
 
         Raises:
             NotFound: there is no such name or alias.
             Conflict: the alias had no version before.
+            GateRefused: that version is unproven, nobody has accepted it for this alias, and ``accept_unproven`` was
+                not given.
         """
         check_alias(alias)
         _check_text("why", why)
         with self._write(who) as (connection, at):
             current = _find(connection, Reference(check_name(name), alias, None)).version
-            been = previous_versions(e for e in _history(connection, name=name) if e.alias == alias)
+            moves = [e for e in _history(connection, name=name) if e.alias == alias]
+            been = previous_versions(moves)
             if len(been) < 2:
                 raise Conflict(
                     f"{name}@{alias} had no version before its version {current}, so there is nothing to go back to. "
                     f"Use `lightship promote {name}:VERSION --alias {alias}`."
                 )
             record = _find(connection, Reference(name, None, been[-2]))
+            if record.unproven and not any(e.version == record.version and ACCEPTED in e.why for e in moves):
+                _require_accepted(record, accept_unproven, command=f"rollback {name}")
+                why = _accepted(why)
             _move(connection, record, alias, current, at=at, who=who, action="rollback", why=why)
         return AliasMove(name, alias, current, record.version, changed=True)
 
@@ -337,6 +350,32 @@ def _check_digests(*digests: str) -> None:
             raise InvalidInput(f"A digest must be 'sha256:' and 64 hex digits. Got {digest[:80]!a}.")
 
 
+def _require_accepted(record: VersionRecord, accepted: bool, *, command: str) -> None:
+    if not accepted:
+        raise GateRefused(
+            f"{record.name}:{record.version} was released unproven: evidence that shows it to be right is missing. "
+            f"See `lightship show {record.name}:{record.version}`; go on all the same with "
+            f"`lightship {command} --accept-unproven`."
+        )
+
+
+def _accepted(why: str) -> str:
+    return f"{why} {ACCEPTED}".strip()
+
+
+def _take_free_place(
+    connection: Connection, record: VersionRecord, accept_unproven: bool, *, at: str, who: str
+) -> str | None:
+    """Make a version production if the name never had one and this one may be it; return the alias it got."""
+    if record.unproven and not accept_unproven:
+        return None
+    if any(entry.alias == PRODUCTION for entry in _history(connection, name=record.name)):
+        return None
+    why = _accepted("first version") if record.unproven else "first version"
+    _move(connection, record, PRODUCTION, None, at=at, who=who, action="promote", why=why)
+    return PRODUCTION
+
+
 def _check_text(what: str, text: str, *, limit: int = _TEXT_CHARACTERS) -> None:
     if len(text) > limit or not text.replace("\n", " ").isprintable():
         raise InvalidInput(f"`{what}` must be at most {limit} printable characters. Got {text[:80]!a}.")
@@ -386,7 +425,10 @@ def _find(connection: Connection, wanted: Reference) -> VersionRecord:
     if wanted.alias is not None:
         version = _alias_version(connection, wanted.name, wanted.alias)
         if version is None:
-            known = {alias for record in _versions(connection, wanted.name) for alias in record.aliases}
+            versions = _versions(connection, wanted.name)
+            if wanted.alias == PRODUCTION and versions and versions[-1].unproven:
+                raise not_accepted(wanted.name, versions[-1].version)
+            known = {alias for record in versions for alias in record.aliases}
             raise unknown_alias(wanted.name, wanted.alias, sorted(known))
     found = _versions(connection, wanted.name, version)
     if not found:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from lightship.data.home import Home
 from lightship.errors import NotFound, Refused
-from lightship.registry.names import Reference, fold
+from lightship.registry.names import PRODUCTION, Reference, fold
 from lightship.registry.sqlite import HEAD, as_error, connect_reader, revision_of
 
-__all__ = ["Resolved", "resolve", "unknown_alias", "unknown_name", "unknown_version"]
+__all__ = ["Resolved", "not_accepted", "resolve", "unknown_alias", "unknown_name", "unknown_version"]
 
 _SHOWN = 10
 
@@ -78,6 +78,8 @@ def _find(connection: sqlite3.Connection, wanted: Reference) -> Resolved:
             "SELECT version FROM aliases WHERE model_id = ? AND alias = ?", (model[0], wanted.alias)
         ).fetchone()
         if found is None:
+            if wanted.alias == PRODUCTION and (latest := _latest_unproven(connection, model[0])):
+                raise not_accepted(wanted.name, latest)
             rows = connection.execute("SELECT alias FROM aliases WHERE model_id = ? ORDER BY alias", model)
             raise unknown_alias(wanted.name, wanted.alias, [alias for (alias,) in rows])
         version = found[0]
@@ -88,6 +90,23 @@ def _find(connection: sqlite3.Connection, wanted: Reference) -> Resolved:
         rows = connection.execute("SELECT version FROM versions WHERE model_id = ? ORDER BY version", model)
         raise unknown_version(wanted.name, version, [number for (number,) in rows])
     return Resolved(wanted.name, int(version or 0), row[0], row[1], wanted.alias)
+
+
+def _latest_unproven(connection: sqlite3.Connection, model_id: int) -> int | None:
+    """Return the latest version if it is unproven, which is why there is no production."""
+    latest = connection.execute(
+        "SELECT version, unproven FROM versions WHERE model_id = ? ORDER BY version DESC LIMIT 1", (model_id,)
+    ).fetchone()
+    return int(latest[0]) if latest is not None and latest[1] else None
+
+
+def not_accepted(name: str, version: int) -> NotFound:
+    """Return the error for a name without a production, because nobody has accepted what is unproven."""
+    return NotFound(
+        f"The model {name!r} has no production: {name}:{version} was released unproven (see `lightship show "
+        f"{name}:{version}`). Accept that with `lightship promote {name}:{version} --accept-unproven`, "
+        f"or use the version by its number: {name}:{version}."
+    )
 
 
 def unknown_name(name: str, names: list[str]) -> NotFound:

@@ -116,7 +116,8 @@ def policy_named(
         InvalidInput: another name, or no budget for ``standard``.
     """
     if name == "structural":
-        return Policy("structural", required=("golden", "shapes"), reported=("parity", "latency", "data"))
+        reported = ("audit", "accuracy", "parity", "latency", "data")
+        return Policy("structural", required=("golden", "shapes"), reported=reported)
     if name != "standard":
         raise InvalidInput(f"There is no policy {name!r}. Known: standard, structural.")
     if min_accuracy is None or margin is None:

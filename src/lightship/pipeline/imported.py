@@ -1,0 +1,297 @@
+"""Import: a model that was trained elsewhere becomes a bundle, signed evidence and a version in the registry.
+
+The release is ``structural``: it runs, it is intact, its golden examples and sizes are proven; how good its answers are
+is not. So it becomes production only when a person accepts that (``accept_unproven``), and the history says who did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_UP, Context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightship.bundle.arrays import npy_from_array
+from lightship.bundle.build import build_bundle
+from lightship.bundle.manifest import REFERENCE, Expected, Golden, Manifest, TaskRef, Variant
+from lightship.bundle.release import Release, sign_release
+from lightship.bundle.signing import PrivateKey, TrustStore
+from lightship.bundle.statement import TASK_SUBJECT, Evidence, sign_evidence
+from lightship.bundle.store import BlobStore
+from lightship.data.files import sha256_hex
+from lightship.data.home import Home
+from lightship.engine.machine import fingerprint
+from lightship.errors import InvalidInput
+from lightship.imports.evidence import evidence_of
+from lightship.imports.model_file import SourceGraph, read_bytes, read_graph
+from lightship.imports.trial import Bounds, Found
+from lightship.imports.trial_process import try_apart
+from lightship.pipeline.cache import StageCache, code_digest, library_versions
+from lightship.registry.database import open_database
+from lightship.registry.names import check_name
+from lightship.registry.records import EvidenceRow, Registered
+from lightship.registry.user import current_user
+from lightship.tasks.golden_texts import packed_texts
+from lightship.tasks.npz import MAX_NPZ_BYTES, read_npz, write_npz
+from lightship.tasks.tensors import TensorRows
+from lightship.types import Interface, Json, Progress, Silent, Verdict
+from lightship.validate.gate import apply_policy, policy_named, require
+from lightship.version import __version__
+
+__all__ = ["Imported", "import_model"]
+
+STRUCTURAL = "structural"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A version in the registry.
+
+    Attributes:
+        is_new: False when this very bundle was a version of the name already.
+        alias: what this call made of it (``production``), or None.
+        unproven: checks that nobody could make, and why.
+        words: what people should know of the model, one line each.
+    """
+
+    name: str
+    version: int
+    is_new: bool
+    alias: str | None
+    bundle: str
+    release: str
+    signer: str
+    interface: Interface
+    evidence: tuple[EvidenceRow, ...]
+    words: tuple[str, ...]
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """The checks that were not made."""
+        return tuple(row.check for row in self.evidence if row.verdict == Verdict.UNPROVEN)
+
+
+def import_model(
+    path: Path | str,
+    *,
+    name: str,
+    golden: Path | str | Mapping[str, np.ndarray] | None = None,
+    upto: Mapping[str, int] | None = None,
+    accept_unproven: bool = False,
+    home: Home | Path | str | None = None,
+    progress: Progress | None = None,
+) -> Imported:
+    """Read, audit and try a model file; release it as the next version of ``name``.
+
+    The same file, rows and bounds give the same bundle: it is the version that it already has.
+
+    Args:
+        path: of the model, e.g. an ONNX file with all of its weights.
+        name: what the model is called.
+        golden: a ``.npz`` file, or arrays by the name of the input; the first axis are rows. None draws them.
+        upto: the largest size to try of a free dimension, by its name; ``batch`` is the rows of a batch.
+        accept_unproven: let it become production if nothing is yet; the history says who accepted it.
+        home: where registry and store are; by default what LIGHTSHIP_HOME names.
+        progress: hears what is done.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidInput: the file, the rows or the name cannot be used.
+        Refused: the file could do what a model must not, or its answers cannot be relied on.
+    """
+    check_name(name)
+    where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
+    bounds = _bounds(upto or {})
+    progress = progress or Silent()
+    progress.start("Read and audit the file")
+    source = read_graph(Path(path))
+    given = _given(golden)
+    progress.done(source.audit)
+    where.ensure()
+    cache = StageCache(where.runs / "imports")
+    with cache.locked():
+        found = _tried(cache, source, given, bounds, progress)
+    progress.start("Build and sign the bundle")
+    imported = _release(where, name, source, found, accept_unproven=accept_unproven)
+    progress.done(f"{imported.name}:{imported.version}")
+    return imported
+
+
+def _bounds(upto: Mapping[str, int]) -> Bounds:
+    for dim, size in upto.items():
+        if not 1 <= size <= 1_000_000:
+            raise InvalidInput(f"The largest size to try of {dim!r} must be in [1, 1000000]. Got {size}.")
+    return Bounds(upto=dict(upto))
+
+
+def _given(golden: Path | str | Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray] | None:
+    if golden is None or isinstance(golden, Mapping):
+        return golden
+    data = read_bytes(Path(golden), what="The file of golden rows", max_bytes=MAX_NPZ_BYTES)
+    return read_npz(data, what=f"The file of golden rows {str(golden)!r}")
+
+
+def _tried(
+    cache: StageCache,
+    source: SourceGraph,
+    given: Mapping[str, np.ndarray] | None,
+    bounds: Bounds,
+    progress: Progress,
+) -> Found:
+    """Return what the trial finds; it is not repeated for the same bytes, code, libraries and machine."""
+    rows = None if given is None else write_npz(given)
+
+    def work(folder: Path, scratch: Path) -> None:  # noqa: ARG001 - nothing to find again
+        _save(folder, try_apart(source.graph, given=given, bounds=bounds, progress=progress))
+
+    finished = cache.run(
+        "trial",
+        {
+            "graph": sha256_hex(source.graph),
+            "golden": None if rows is None else sha256_hex(rows),
+            "bounds": {"batch": bounds.batch, "size": bounds.size, "upto": dict(bounds.upto)},
+            "code": code_digest("imports", "engine", "tasks/tensors.py", "tasks/npz.py"),
+            "libraries": library_versions("onnx", "onnxruntime", "numpy"),
+            "machine": fingerprint()["digest"],
+        },
+        work,
+    )
+    return _load(finished.path)
+
+
+def _save(folder: Path, found: Found) -> None:
+    task = TensorRows(found.interface.inputs, found.interface.outputs)
+    facts = {
+        "task": task.config(),
+        "proven": {name: list(bounds) for name, bounds in found.interface.proven.items()},
+        "tolerance": found.tolerance,
+        "golden": dict(found.golden),
+        "shapes": dict(found.shapes),
+        "words": list(found.words),
+        "rows": len(found.rows),
+    }
+    (folder / "found.json").write_text(json.dumps(facts))
+    (folder / "expected.npz").write_bytes(write_npz(found.expected))
+    for index, row in enumerate(found.rows):
+        (folder / f"row-{index}.npz").write_bytes(write_npz(row))
+
+
+def _load(folder: Path) -> Found:
+    facts: dict[str, Any] = json.loads((folder / "found.json").read_bytes())
+    task = TensorRows.from_config(facts["task"])
+    proven = {dim: (low, high) for dim, (low, high) in facts["proven"].items()}
+    return Found(
+        interface=Interface(task.inputs, task.outputs, proven=proven),
+        rows=tuple(read_npz((folder / f"row-{index}.npz").read_bytes()) for index in range(facts["rows"])),
+        expected=read_npz((folder / "expected.npz").read_bytes()),
+        tolerance=facts["tolerance"],
+        golden=facts["golden"],
+        shapes=facts["shapes"],
+        words=tuple(facts["words"]),
+    )  # fmt: skip
+
+
+def _release(home: Home, name: str, source: SourceGraph, found: Found, *, accept_unproven: bool) -> Imported:
+    store, key = BlobStore(home.store), PrivateKey.load_or_create(home.keys)
+    signer = TrustStore(home.trust).add_local(key)
+    task = TensorRows(found.interface.inputs, found.interface.outputs)
+    reference = TaskRef(task.name, task.codec_version, task.config())
+    subjects = {REFERENCE: sha256_hex(source.graph), TASK_SUBJECT: reference.digest}
+    evidence = evidence_of(found, audit=source.audit, facts=source.facts, subjects=subjects)
+    policy = policy_named(STRUCTURAL)
+    require(apply_policy(policy, evidence), what=name)
+    manifest = _bundle(store, source, found, reference)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [_signed(store, item, key=key, created=created) for item in evidence]
+
+    def record(version: int) -> str:
+        made = Release(
+            name=name,
+            version=version,
+            bundle=manifest.digest,
+            evidence=tuple((row.check, row.digest) for row in rows),
+            policy=policy.to_json(),
+            created=created,
+            status=STRUCTURAL,
+        )
+        return store.put(sign_release(made, key=key))
+
+    with open_database(home) as registry:
+        registered = registry.add_version(
+            name,
+            bundle=manifest.digest,
+            release=record,
+            who=current_user(),
+            evidence=rows,
+            why=f"imported from {source.format}",
+            note="structural: quality was not judged",
+            unproven=True,
+            accept_unproven=accept_unproven,
+        )
+        version = registry.find(f"{name}:{registered.version}")
+    return _imported(registered, version.evidence, f"{signer.name}  {signer.key_id}", found)
+
+
+def _imported(registered: Registered, evidence: tuple[EvidenceRow, ...], signer: str, found: Found) -> Imported:
+    return Imported(
+        name=registered.name,
+        version=registered.version,
+        is_new=registered.is_new,
+        alias=registered.alias,
+        bundle=registered.bundle,
+        release=registered.release,
+        signer=signer,
+        interface=found.interface,
+        evidence=evidence,
+        words=found.words,
+    )
+
+
+def _signed(store: BlobStore, evidence: Evidence, *, key: PrivateKey, created: str) -> EvidenceRow:
+    digest = store.put(sign_evidence(evidence, key=key, created=created, machine=fingerprint()))
+    return EvidenceRow(evidence.check, evidence.verdict, evidence.summary, digest)
+
+
+def _bundle(store: BlobStore, source: SourceGraph, found: Found, task: TaskRef) -> Manifest:
+    graph_path = f"variants/{REFERENCE}/model.onnx"
+    contents: dict[str, bytes] = {graph_path: source.graph}
+    inputs, outputs = [], {}
+    for index, row in enumerate(found.rows):
+        inputs.append(f"golden/inputs/{index:03}.npz")
+        contents[inputs[-1]] = write_npz(row)
+    for index, (name, answers) in enumerate(sorted(found.expected.items())):
+        # By number: an output may have any name, a path may not.
+        outputs[name] = f"golden/{REFERENCE}/{index:03}.npy"
+        contents[outputs[name]] = npy_from_array(packed_texts(answers) if answers.dtype == object else answers)
+    return build_bundle(
+        store,
+        task=task,
+        interface=found.interface,
+        variants=[Variant(REFERENCE, "onnxruntime", graph_path, "as-imported")],
+        default=REFERENCE,
+        golden=Golden(tuple(inputs), {REFERENCE: Expected(outputs, _decimal(found.tolerance))}),
+        lineage=_lineage(source),
+        contents=contents,
+    )
+
+
+def _lineage(source: SourceGraph) -> dict[str, Json]:
+    """Return where the model comes from: no times and no paths, so that the same file gives the same bundle."""
+    return {
+        "source": {"format": source.format, "sha256": source.digest, "facts": dict(source.facts)},
+        "lightship": __version__,
+        "libraries": library_versions("onnx", "onnxruntime", "numpy"),
+    }
+
+
+def _decimal(value: float) -> str:
+    """Return ``value`` rounded up to two digits, as the bundle format writes decimals."""
+    if value == 0:
+        return "0"
+    digits, _, exponent = f"{Context(prec=2, rounding=ROUND_UP).create_decimal_from_float(value):.1e}".partition("e")
+    return f"{digits}e{int(exponent)}"
