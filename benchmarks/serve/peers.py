@@ -86,7 +86,7 @@ def environment(cache: Path) -> Path:
     python, done = folder / "bin" / "python", folder / "packages"
     if not done.exists() or done.read_text() != "\n".join(packages):
         subprocess.run((sys.executable, "-m", "venv", "--clear", str(folder)), check=True)
-        subprocess.run((str(python), "-m", "pip", "install", "-q", *packages), check=True)
+        subprocess.run((str(python), "-m", "pip", "install", "-qq", *packages), check=True)
         done.write_text("\n".join(packages))
     return python
 

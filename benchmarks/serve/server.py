@@ -7,75 +7,42 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from floor import bare_session
 from graphs import Subject
 
-from lightship.bundle.arrays import npy_from_array
-from lightship.bundle.build import build_bundle
-from lightship.bundle.manifest import Expected, Golden, TaskRef, Variant
-from lightship.bundle.release import Release, sign_release
-from lightship.bundle.signing import PrivateKey, TrustStore
-from lightship.bundle.store import BlobStore
 from lightship.data.home import Home
-from lightship.registry.database import open_database
-from lightship.tasks.image_classification import ImageClassification
-from lightship.tasks.image_pixels import png_bytes
-from lightship.types import Interface
 
 __all__ = ["ProcessTree", "Server", "release"]
 
-PROVEN_BATCH = 64
+BATCH = 64  # as far as the floor goes
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def release(home: Home, subject: Subject) -> None:
-    """Put the network into ``home`` as a signed release with three golden examples."""
-    if subject.image is None:
-        raise SystemExit(f"{subject.name} needs `lightship import`, which this version does not have.")
-    channels, height, width, labels = subject.image
-    task = ImageClassification(
-        labels=tuple(str(label) for label in range(labels)),
-        channels=channels,
-        height=height,
-        width=width,
-        mean=("0.5",) * channels,
-        std=("0.25",) * channels,
-    )
-    rng = np.random.default_rng(5)
-    images = [png_bytes(rng.integers(0, 256, (height, width, channels), np.uint8)) for _ in range(3)]
-    session = bare_session(subject.graph)
-    rows = [session.run(None, {"image": task.encode(image)["image"][None]})[0][0] for image in images]
-    contents = {f"golden/inputs/{index}.png": image for index, image in enumerate(images)}
-    contents["variants/reference/model.onnx"] = subject.graph
-    contents["golden/expected/logits.npy"] = npy_from_array(np.stack(rows))
-    store, key = BlobStore(home.store), PrivateKey.load_or_create(home.keys)
-    TrustStore(home.trust).add_local(key)
-    manifest = build_bundle(
-        store,
-        task=TaskRef(task.name, task.codec_version, task.config()),
-        interface=Interface(task.inputs, task.outputs, proven={"batch": (1, PROVEN_BATCH)}),
-        variants=[Variant("reference", "onnxruntime", "variants/reference/model.onnx", "fp32")],
-        default="reference",
-        golden=Golden(
-            tuple(f"golden/inputs/{index}.png" for index in range(3)),
-            {"reference": Expected({"logits": "golden/expected/logits.npy"}, "0.001")},
-        ),
-        lineage={"source": "benchmark"},
-        contents=contents,
-    )
-
-    def record(version: int) -> str:
-        made = Release(subject.name, version, manifest.digest, (), {}, "2026-01-01T00:00:00+00:00", "structural")
-        return store.put(sign_release(made, key=key))
-
-    with open_database(home) as registry:
-        registry.add_version(subject.name, bundle=manifest.digest, release=record, who="benchmark")
+    """Import the network into ``home`` as its production version, as a user would."""
+    with tempfile.TemporaryDirectory(prefix="lightship-bench-") as scratch:
+        file, rows = Path(scratch) / f"{subject.name}.onnx", Path(scratch) / "rows.npz"
+        file.write_bytes(subject.graph)
+        golden = [subject.row(seed) for seed in range(4)]
+        np.savez(rows, **{name: np.concatenate([row[name] for row in golden]) for name in golden[0]})
+        command = (sys.executable, "-m", "lightship.cli.main", "import", str(file), "--name", subject.name)
+        bounds = (f"--upto={dim}={size}" for dim, size in {"batch": BATCH, **subject.upto}.items())
+        options = ("--golden", str(rows), *bounds, "--accept-unproven", "--quiet", "--json")
+        done = subprocess.run(
+            command + options,
+            env={**os.environ, "LIGHTSHIP_HOME": str(home.root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"The network could not be imported: {done.stderr}")
 
 
 class ProcessTree:
