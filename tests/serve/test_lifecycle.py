@@ -29,7 +29,7 @@ from lightship.serve.source import read_source
 from lightship.tasks.image_pixels import png_bytes
 
 DEADLINE_S = 30.0
-QUICK = Clocks(lame_s=0.01, drain_s=DEADLINE_S)
+QUICK = Clocks(lame_s=0.01, drain_s=DEADLINE_S, stopped_s=DEADLINE_S, silent_s=5 * DEADLINE_S)
 
 
 @contextlib.asynccontextmanager
@@ -168,7 +168,7 @@ async def test_a_killed_worker_costs_nobody_an_answer(home, png):
     assert model.worker_pid != pid
 
 
-async def test_a_request_that_kills_twice_fails_and_the_others_do_not(home, png):
+async def test_a_request_that_kills_twice_fails_and_the_others_do_not(home, png, image):
     """The second death with the same request in hand is its last try."""
     async with serving(home) as server, client_of(server) as client:
         (model,) = server.models
@@ -186,16 +186,24 @@ async def test_a_request_that_kills_twice_fails_and_the_others_do_not(home, png)
             os.kill(model.worker_pid, signal.SIGKILL)
             await until(lambda: model.deaths == 2)
         answer = await culprit
-        assert (await client.post("/predict/digits", content=png)).status_code == 200
+        assert (await client.post("/predict/digits", content=png_bytes(image(5)[:, :, None]))).status_code == 200
+        again = await client.post("/predict/digits", content=png_bytes(image(4)[:, :, None]))
+        refused = await client.post("/predict/digits", content=png)
 
-    assert answer.status_code == 503
+    assert answer.status_code == 500
     assert "died twice" in answer.json()["error"]
-    assert answer.headers["retry-after"] == "2"
+    assert again.status_code == 200
+    assert refused.status_code == 500
+    assert "not run for" in refused.json()["error"]
+    assert model.figures.batches == 4  # its two, and those of the two others
 
 
 async def test_a_hung_worker_is_replaced(home, png):
     """It is killed when one batch takes too long."""
-    async with serving(home, clocks=Clocks(lame_s=0.01, hang_s=0.3)) as server, client_of(server) as client:
+    async with (
+        serving(home, clocks=Clocks(lame_s=0.01, hang_s=0.3, stopped_s=DEADLINE_S)) as server,
+        client_of(server) as client,
+    ):
         (model,) = server.models
         with stopped(model.worker_pid):
             answer = await client.post("/predict/digits", content=png)

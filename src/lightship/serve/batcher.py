@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from lightship.errors import DeadlineExceeded, InvalidInput, Overloaded
 
@@ -38,8 +40,7 @@ class BatchBounds:
                 raise InvalidInput(f"`{name}` of `BatchBounds` must be at least 1. Got {getattr(self, name)}.")
 
 
-@dataclass(slots=True, eq=False)
-class Item:
+class Item(msgspec.Struct, eq=False):
     """Some rows that wait to be run.
 
     Attributes:
@@ -49,6 +50,7 @@ class Item:
         deadline_s: time after which it must not start.
         alone: runs in a batch of its own (a shape without batch dimension; the second try after a crash).
         payload: the caller's; not looked at.
+        sequence: its place in the order of arrival while it waits; 0 when it does not.
     """
 
     key: Hashable
@@ -57,8 +59,7 @@ class Item:
     deadline_s: float
     payload: Any = None
     alone: bool = False
-    sequence: int = field(default=0, init=False)
-    """Its place in the order of arrival while it waits; 0 when it does not."""
+    sequence: int = 0
 
 
 class Batcher:
@@ -154,18 +155,18 @@ class Batcher:
         rows, size = 0, 0
         while heap:
             item = heap[0][2]
-            fits = rows + item.rows <= bounds.batch_rows and size + item.size_bytes <= bounds.batch_bytes
-            if batch and (item.alone or not fits):
-                break
-            batch.append(self._pop(heap))
             rows += item.rows
             size += item.size_bytes
+            if batch and (item.alone or rows > bounds.batch_rows or size > bounds.batch_bytes):
+                break
+            batch.append(self._pop(heap))
             if item.alone:
                 break
         return batch
 
     def _take_out_expired(self, now_s: float) -> None:
-        for heap in tuple(self._heaps.values()):
+        late = [heap for heap in self._heaps.values() if heap[0][0] <= now_s]
+        for heap in late:
             while heap and heap[0][0] <= now_s:
                 self._expired.append(self._pop(heap))
 

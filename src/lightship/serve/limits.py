@@ -25,6 +25,7 @@ class Limits:
         json_bytes: JSON of one request; the parser needs some 13 times as much memory. Binary tensors are not counted.
         chunks: chunks of one chunked body.
         connections: open connections; one more is answered 503 and closed.
+        calls: gRPC calls under way, streams included; each has a thread.
         ahead_bytes: bytes of later, pipelined requests that are held while one is being answered.
         queue_requests: requests that wait for one model.
         queue_bytes: bytes of input that wait for one model.
@@ -39,6 +40,7 @@ class Limits:
     bodies_bytes: int = 512 * _MIB
     chunks: int = 65_536
     connections: int = 2_048
+    calls: int = 256
     ahead_bytes: int = 64 * 1024
     queue_requests: int = 256
     queue_bytes: int = 256 * _MIB
@@ -60,6 +62,10 @@ class Clocks:
             whoever asks is answered with ``Connection: close``.
         drain_s: for the requests that were accepted before the server was told to stop.
         hang_s: for one batch in a worker, before the worker counts as hung and is replaced.
+        overdue_s: for a batch whose requests are all too late and that was told to stop, before the same.
+        stopped_s: for a worker whose process stands still (SIGSTOP).
+        silent_s: for a worker that computes but gives no sign of life; one that does nothing gets a fifth of it.
+        load_s: for a worker to load its graph and to pass its self-test.
     """
 
     head_s: float = 10.0
@@ -71,3 +77,7 @@ class Clocks:
     lame_s: float = 0.3
     drain_s: float = 30.0
     hang_s: float = 60.0
+    overdue_s: float = 1.0
+    stopped_s: float = 0.5
+    silent_s: float = 5.0
+    load_s: float = 120.0

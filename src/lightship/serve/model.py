@@ -9,6 +9,7 @@ others get their answers. Keeping a worker alive is the business of ``supervisor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 
@@ -17,9 +18,10 @@ from lightship.errors import DeadlineExceeded, InvalidTensor, LightshipError, Ov
 from lightship.serve.batcher import BatchBounds, Batcher, Item
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import ModelFigures
+from lightship.serve.quarantine import Quarantine
 from lightship.serve.source import ModelSource
 from lightship.serve.supervisor import State, Supervisor
-from lightship.serve.wire import Done, Message
+from lightship.serve.wire import Done, Message, Stop
 from lightship.serve.work import (
     Answer,
     Batch,
@@ -53,7 +55,7 @@ class ServedModel:
         self.figures = ModelFigures()
         self._limits = limits
         self._clocks = clocks
-        self._life = Supervisor(source, self)
+        self._life = Supervisor(source, self, clocks=clocks)
         self._batcher = Batcher(
             BatchBounds(
                 batch_rows=source.batch_rows or 1,
@@ -64,6 +66,8 @@ class ServedModel:
         # With a second core the next batch crosses, and is encoded, while the last one runs.
         self._depth = depth or min(2, usable_cores())
         self._running: dict[int, Batch] = {}
+        self._suspects: set[Item] = set()  # what was in a worker that died, until it has run alone
+        self._quarantine = Quarantine()
         self._batches = 0
         self._pump_soon = False
         self._timer: asyncio.TimerHandle | None = None
@@ -125,25 +129,38 @@ class ServedModel:
         self._worker = worker
         self._pump()
 
-    def worker_down(self) -> None:
-        """Queue the requests of a dead worker once more, each alone; those that were there before fail."""
+    def worker_down(self) -> bool:
+        """Queue the requests of a dead worker once more, each alone. One that has been alone is what killed it.
+
+        Returns:
+            Whether such a one was found. It is answered 500 and kept away for a while.
+        """
         self._worker = None
         batches, self._running = list(self._running.values()), {}
-        now = self._loop.time()
+        found = False
         for item in (item for batch in batches for item in batch.items):
+            self._suspects.discard(item)
             part: Part = item.payload
             part.tries += 1
-            item.alone = True
             if part.work.over:
                 continue
             if part.tries > 1:
-                message = "The worker process died twice with this request. Do not send it again unchanged."
-                part.work.finish(None, WorkerFailed(message, retry_after_s=2.0))
-                continue
-            try:
-                self._batcher.add(item, now, admitted=True)
-            except DeadlineExceeded as exc:
-                part.work.finish(None, exc)
+                found = True
+                self._quarantine.add(part, self._loop.time())
+                message = "The model's process died twice on this input. Do not send it again unchanged."
+                part.work.finish(None, LightshipError(message))
+            else:
+                self._try_alone(item)
+        return found
+
+    def _try_alone(self, item: Item) -> None:
+        item.alone = True
+        try:
+            self._batcher.add(item, self._loop.time(), admitted=True)
+        except DeadlineExceeded as exc:
+            item.payload.work.finish(None, exc)
+        else:
+            self._suspects.add(item)
 
     def worker_says(self, message: Message, payload: memoryview) -> None:
         """The worker has run a batch.
@@ -157,6 +174,8 @@ class ServedModel:
         if batch is None:
             raise WorkerFailed(f"The worker answered the batch {message.batch}, which it was not sent.")
         self._life.good_batch()
+        if self._suspects:
+            self._suspects.difference_update(batch.items)
         for behind in self._running.values():
             behind.since_s = self._loop.time()  # it is its turn only now
         self.figures.ran(message.encode_us, message.run_us, message.decode_us)
@@ -212,27 +231,25 @@ class ServedModel:
         """Take a cancelled request out of the queue."""
         if work.item is not None:
             self._batcher.cancel(work.item)
+            self._suspects.discard(work.item)
             work.item = None
             self.figures.cancelled += 1
 
     def _queue_next(self, work: Work, *, admitted: bool) -> None:
         """Queue the next part of a request. A large one is in the queue once, so it cannot crowd out the others."""
-        start = work.taken
-        stop = min(work.rows, start + self._batcher.bounds.batch_rows) if self.source.batch_rows else work.rows
+        start, stop = work.taken, work.rows
+        batch_rows = self.source.batch_rows
+        if batch_rows and stop - start > (most := self._batcher.bounds.batch_rows):
+            stop = start + most
         if work.raws:
             key: object = "raw"
-            size = sum(len(raw) for raw in work.raws[start:stop])
+            size = sum([len(raw) for raw in work.raws[start:stop]])
         else:
-            key = tuple(one.shape[1:] for one in work.inputs)
-            size = sum(len(one.data) for one in work.inputs) * (stop - start) // work.rows
-        item = Item(
-            key=key,
-            rows=stop - start,
-            size_bytes=size,
-            deadline_s=work.deadline_s,
-            payload=Part(work, start, stop),
-            alone=not self.source.batch_rows,
-        )
+            key = tuple([one.shape[1:] for one in work.inputs])
+            size = sum([len(one.data) for one in work.inputs]) * (stop - start) // work.rows
+        item = Item(key, stop - start, size, work.deadline_s, Part(work, start, stop), not batch_rows)
+        if self._quarantine:
+            self._quarantine.refuse(item.payload, self._loop.time())
         try:
             self._batcher.add(item, self._loop.time(), admitted=admitted)
         except Overloaded:
@@ -251,7 +268,8 @@ class ServedModel:
         now = self._loop.time()
         for item in self._batcher.expire(now):
             self._too_late(item)
-        while self._worker is not None and len(self._running) < self._depth:
+        depth = 1 if self._suspects else self._depth  # so that a death tells which of them it was
+        while self._worker is not None and len(self._running) < depth:
             items = self._batcher.next_batch(now)
             if not items:
                 break
@@ -269,48 +287,55 @@ class ServedModel:
             log.error("the worker of %s:%s does not take a batch: %s", self.name, self.version, exc)
             self._life.lost()
             return
-        self.figures.sent(rows=sum(item.rows for item in items))
+        self.figures.sent(rows=sum(message.rows))
         for item in items:
             self.figures.queued(now - item.payload.work.submitted_s)
 
     def _deliver(self, batch: Batch, done: Done, payload: memoryview) -> None:
-        failed = {failure.index: error_named(failure.error, failure.message) for failure in done.failed}
-        good = [item for index, item in enumerate(batch.items) if index not in failed]
+        items = batch.items
+        if done.failed:
+            failed = {failure.index: error_named(failure.error, failure.message) for failure in done.failed}
+            for index, error in failed.items():
+                items[index].payload.work.finish(None, error)
+            items = [item for index, item in enumerate(items) if index not in failed]
         try:
-            answers = split_answers(done, payload, [item.rows for item in good], batched=bool(self.source.batch_rows))
+            rows = [item.rows for item in items]
+            answers = split_answers(done, payload, rows, batched=bool(self.source.batch_rows))
         except WorkerFailed as exc:
             log.error("a batch of %s:%s was answered wrongly: %s", self.name, self.version, exc)
-            failed, good = dict.fromkeys(range(len(batch.items)), exc), []
-            answers = []
-        for index, error in failed.items():
-            batch.items[index].payload.work.finish(None, error)
-        for item, answer in zip(good, answers, strict=True):
+            for item in items:
+                item.payload.work.finish(None, exc)
+            return
+        for item, answer in zip(items, answers, strict=True):
             self._part_done(item.payload.work, answer)
 
     def _part_done(self, work: Work, answer: Answer) -> None:
         if work.over:
             return
-        work.parts.append(answer)
+        work.item = None
         if work.taken < work.rows:
+            work.parts = (*work.parts, answer)
             try:
                 self._queue_next(work, admitted=True)
             except LightshipError as exc:
                 work.finish(None, exc)
-            return
-        work.item = None
-        work.finish(join_answers(work.parts), None)
+        elif work.parts:
+            work.finish(join_answers((*work.parts, answer)), None)
+        else:
+            work.finish(answer, None)
 
     # Deadlines
 
     def _too_late(self, item: Item) -> None:
         self.figures.expired += 1
+        self._suspects.discard(item)
         message = "The deadline of the request passed while it waited. Send less, or give it more time."
         item.payload.work.finish(None, DeadlineExceeded(message))
 
     def _set_timer(self) -> None:
         next_s = self._batcher.next_deadline() or math.inf
-        for batch in self._running.values():
-            next_s = min(next_s, batch.deadline_s, batch.since_s + self._clocks.hang_s)
+        for index, batch in enumerate(self._running.values()):
+            next_s = min(next_s, batch.deadline_s, math.inf if index else batch.kill_s(self._clocks))
         if next_s == math.inf:
             return
         if self._timer is not None and self._timer.when() <= next_s:
@@ -324,15 +349,24 @@ class ServedModel:
         now = self._loop.time()
         for batch in self._running.values():
             if batch.deadline_s <= now:
-                for item in batch.items:
-                    if item.deadline_s <= now and not item.payload.work.over:
-                        self._too_late(item)
-                late = (item.deadline_s for item in batch.items if not item.payload.work.over)
-                batch.deadline_s = min(late, default=math.inf)
-            if now - batch.since_s >= self._clocks.hang_s:
-                self._life.kill_worker("hangs")
-                batch.since_s = math.inf
+                self._batch_late(batch, now)
+        first = next(iter(self._running.values()), None)  # those behind it have not had their turn
+        if first is not None and now >= first.kill_s(self._clocks):
+            self._life.kill_worker("hangs" if first.over_s is None else "does not stop a batch nobody waits for")
+            first.killed = True
         self._pump()
+
+    def _batch_late(self, batch: Batch, now: float) -> None:
+        """Answer those of its requests whose time is up. When nobody waits for it any more, it has to end."""
+        for item in batch.items:
+            if item.deadline_s <= now and not item.payload.work.over:
+                self._too_late(item)
+        late = (item.deadline_s for item in batch.items if not item.payload.work.over)
+        batch.deadline_s = min(late, default=math.inf)
+        if batch.deadline_s == math.inf and self._worker is not None:
+            batch.over_s = now
+            with contextlib.suppress(OSError):  # then its death is told soon
+                self._worker.send(Stop(batch.number))
 
     def _works(self) -> list[Work]:
         running = [item.payload.work for batch in self._running.values() for item in batch.items]

@@ -14,9 +14,11 @@ import msgspec
 
 from lightship.engine.machine import usable_cores
 from lightship.errors import LightshipError
+from lightship.serve.limits import Clocks
 from lightship.serve.source import ModelSource
 from lightship.serve.wire import Load, Message
 from lightship.serve.worker_process import WorkerProcess
+from lightship.serve.worker_watch import WorkerWatch
 
 __all__ = ["State", "Supervised", "Supervisor"]
 
@@ -24,7 +26,6 @@ log = logging.getLogger(__name__)
 
 _BACK_OFF_S = (0.0, 0.1, 0.5, 2.0, 10.0, 30.0)
 _CIRCUIT_DEATHS = 3  # in a row, with no good batch between: then new requests are refused while it restarts
-_LOAD_S = 300.0
 _END_S = 0.5  # a worker that is told to go needs less
 
 
@@ -43,8 +44,8 @@ class Supervised(Protocol):
     def worker_up(self, worker: WorkerProcess) -> None:
         """A worker is ready for batches."""
 
-    def worker_down(self) -> None:
-        """It is no more; its batches will not be answered."""
+    def worker_down(self) -> bool:
+        """It is no more; its batches will not be answered. Return whether one input is known to be what killed it."""
 
     def worker_says(self, message: Message, payload: memoryview) -> None:
         """It sent a message."""
@@ -53,8 +54,9 @@ class Supervised(Protocol):
 class Supervisor:
     """The life of one model version's worker. ``start`` before use, ``close`` after."""
 
-    def __init__(self, source: ModelSource, owner: Supervised) -> None:
+    def __init__(self, source: ModelSource, owner: Supervised, *, clocks: Clocks) -> None:
         self.source = source
+        self._clocks = clocks
         self.state = State.STARTING
         self.deaths = 0
         self.in_a_row = 0
@@ -63,6 +65,7 @@ class Supervisor:
         self._worker: WorkerProcess | None = None
         self._dead: asyncio.Event
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def worker_pid(self) -> int | None:
@@ -119,10 +122,12 @@ class Supervisor:
     async def _start_worker(self, worker: WorkerProcess | None = None, *, background: bool = False) -> None:
         self._dead = asyncio.Event()
         self._worker = worker = worker or WorkerProcess.spawn()
+        watch = asyncio.get_running_loop().create_task(WorkerWatch(worker, self._clocks).run())
+        self._watch = watch
         try:
             ready = await worker.load(
                 *_load_message(self.source, background=background),
-                timeout_s=_LOAD_S,
+                timeout_s=self._clocks.load_s,
                 on_message=self._owner.worker_says,
                 on_lost=self.lost,
             )
@@ -135,6 +140,8 @@ class Supervisor:
 
     async def _end_worker(self, *, wait_s: float = 0.0) -> None:
         worker, self._worker = self._worker, None
+        if self._watch is not None:
+            self._watch.cancel()
         if worker is not None:
             await worker.end(wait_s=wait_s)
 
@@ -145,13 +152,14 @@ class Supervisor:
             self.deaths += 1
             self.in_a_row += 1
             log.error("the worker of %s died (%d in a row)", self._title, self.in_a_row)
-            self._owner.worker_down()
+            if self._owner.worker_down():
+                self.in_a_row = 0  # the model is well; its circuit is not for one bad input
             await self._end_worker()
             await self._restart()
 
     async def _restart(self) -> None:
         while self.state is not State.READY:
-            await asyncio.sleep(_BACK_OFF_S[min(self.in_a_row - 1, len(_BACK_OFF_S) - 1)])
+            await asyncio.sleep(_BACK_OFF_S[min(max(self.in_a_row - 1, 0), len(_BACK_OFF_S) - 1)])
             try:
                 await self._start_worker()
             except LightshipError as exc:

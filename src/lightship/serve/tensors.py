@@ -38,6 +38,16 @@ class PackedTensor(msgspec.Struct, frozen=True, gc=False):
     shape: tuple[int, ...]
     data: Buffer
 
+    def split(self, bounds: Sequence[tuple[int, int]]) -> list[PackedTensor]:
+        """Return the rows [start, stop) of each of the bounds, without copying."""
+        if self.dtype == "BYTES":
+            return [self.rows(start, stop) for start, stop in bounds]
+        name, dtype, row, view = self.name, self.dtype, self.shape[1:], memoryview(self.data)
+        size = len(view) // self.shape[0] if self.shape[0] else 0
+        return [
+            PackedTensor(name, dtype, (stop - start, *row), view[start * size : stop * size]) for start, stop in bounds
+        ]
+
     def rows(self, start: int, stop: int) -> PackedTensor:
         """Return the rows [start, stop) along the first axis, without copying."""
         if start == 0 and stop == self.shape[0]:

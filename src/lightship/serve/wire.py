@@ -19,7 +19,20 @@ import msgspec
 
 from lightship.errors import WorkerFailed
 
-__all__ = ["Channel", "Done", "Failure", "Load", "LoadFailed", "Message", "Ready", "RunRaw", "RunTensors", "TensorHead"]
+__all__ = [
+    "Beat",
+    "Channel",
+    "Done",
+    "Failure",
+    "Load",
+    "LoadFailed",
+    "Message",
+    "Ready",
+    "RunRaw",
+    "RunTensors",
+    "Stop",
+    "TensorHead",
+]
 
 Buffer = bytes | memoryview
 
@@ -120,7 +133,17 @@ class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
     decode_us: int
 
 
-Message = Load | Ready | LoadFailed | RunTensors | RunRaw | Done
+class Stop(msgspec.Struct, frozen=True, tag="stop", forbid_unknown_fields=True):
+    """Nobody waits for this batch any more: give up on it."""
+
+    batch: int
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat", forbid_unknown_fields=True):
+    """The worker is alive."""
+
+
+Message = Load | Ready | LoadFailed | RunTensors | RunRaw | Stop | Beat | Done
 
 
 class Channel:

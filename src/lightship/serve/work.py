@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
+
+import msgspec
 
 import lightship.errors
 from lightship.errors import LightshipError, WorkerFailed
 from lightship.serve.batcher import Item
+from lightship.serve.limits import Clocks
 from lightship.serve.tensors import PackedTensor, join_rows
 from lightship.serve.wire import Done, RunRaw, RunTensors, TensorHead
 
@@ -23,8 +28,7 @@ class _Forgets(Protocol):
         """Take a cancelled request out of the queue."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a request gets: the graph's outputs, or, for raw inputs, one JSON object a row."""
 
     outputs: tuple[PackedTensor, ...] = ()
@@ -35,45 +39,37 @@ Told = Callable[[Answer | None, LightshipError | None], None]
 """Gets the answer or the error of a request."""
 
 
-class Work:
+class Work(msgspec.Struct, eq=False, kw_only=True):
     """One request for a model: its rows, its deadline, and whom to tell.
 
-    Args:
+    Attributes:
         inputs: the graph's inputs in the interface's order (``tensors`` lane), or
         raws: raw inputs, one a row (``raw`` lane).
         done: called once, on the event loop, with an answer or an error; never after ``cancel``.
+        parts: answers of the parts that have run.
+        taken: rows that were put into the queue so far.
+        item: the part that waits or runs; a large request has one after the other.
     """
 
-    __slots__ = ("_done", "deadline_s", "inputs", "item", "model", "parts", "raws", "rows", "submitted_s", "taken")
-
-    def __init__(
-        self,
-        *,
-        rows: int,
-        deadline_s: float,
-        done: Told,
-        inputs: tuple[PackedTensor, ...] = (),
-        raws: tuple[bytes, ...] = (),
-    ) -> None:
-        self.inputs = inputs
-        self.raws = raws
-        self.rows = rows
-        self.deadline_s = deadline_s
-        self.parts: list[Answer] = []
-        self.taken = 0  # rows that were put into the queue so far
-        self.item: Item | None = None  # the part that waits or runs; a large request has one after the other
-        self.model: _Forgets | None = None
-        self.submitted_s = 0.0
-        self._done: Told | None = done
+    rows: int
+    deadline_s: float
+    done: Told | None
+    inputs: tuple[PackedTensor, ...] = ()
+    raws: tuple[bytes, ...] = ()
+    parts: tuple[Answer, ...] = ()
+    taken: int = 0
+    item: Item | None = None
+    model: _Forgets | None = None
+    submitted_s: float = 0.0
 
     @property
     def over(self) -> bool:
         """Whether nobody waits for it any more."""
-        return self._done is None
+        return self.done is None
 
     def finish(self, answer: Answer | None, error: LightshipError | None) -> None:
         """Tell the caller, once."""
-        done, self._done = self._done, None
+        done, self.done = self.done, None
         self.inputs, self.raws = (), ()
         if done is None:
             return
@@ -86,14 +82,13 @@ class Work:
 
     def cancel(self) -> None:
         """Nobody waits any more: leave the queue; a batch that runs already runs on without it."""
-        self._done = None
+        self.done = None
         self.inputs, self.raws = (), ()
         if self.model is not None:
             self.model.forget(self)
 
 
-@dataclass(slots=True)
-class Part:
+class Part(msgspec.Struct, eq=False):
     """Some rows of a request, as the payload of an item."""
 
     work: Work
@@ -108,39 +103,54 @@ class Batch:
 
     Attributes:
         since_s: since when the worker has had nothing before it.
+        items: the earliest deadline first.
         deadline_s: when the next of its requests has to be told that it is too late.
+        over_s: when nobody waited for it any more, and the worker was told.
     """
 
     number: int
     items: list[Item]
     since_s: float
     deadline_s: float = field(init=False)
+    over_s: float | None = None
+    killed: bool = False
 
     def __post_init__(self) -> None:
-        self.deadline_s = min(item.deadline_s for item in self.items)
+        self.deadline_s = self.items[0].deadline_s
+
+    def kill_s(self, clocks: Clocks) -> float:
+        """Return when its worker has to be replaced, if this batch is the one that runs."""
+        if self.killed:
+            return math.inf
+        hangs_s = self.since_s + clocks.hang_s
+        return hangs_s if self.over_s is None else min(hangs_s, max(self.since_s, self.over_s) + clocks.overdue_s)
 
 
 def batch_message(number: int, parts: Sequence[Part]) -> tuple[RunTensors | RunRaw, list[bytes | memoryview]]:
     """Return the message that runs these parts together, and its payload."""
-    rows = tuple(part.stop - part.start for part in parts)
-    if parts[0].work.raws:
+    rows = tuple([part.stop - part.start for part in parts])
+    first = parts[0].work
+    if first.raws:
         raws = [raw for part in parts for raw in part.work.raws[part.start : part.stop]]
         return RunRaw(number, rows, tuple(len(raw) for raw in raws)), list(raws)
-    total = sum(rows)
+    inputs = [_inputs(part) for part in parts]
     heads, payload = [], []
-    for index, first in enumerate(parts[0].work.inputs):
-        size = 0
-        for part in parts:
-            whole = part.start == 0 and part.stop == part.work.rows
-            tensor = part.work.inputs[index] if whole else part.work.inputs[index].rows(part.start, part.stop)
-            payload.append(tensor.data)
-            size += len(tensor.data)
-        shape = first.shape if len(parts) == 1 and rows[0] == parts[0].work.rows else (total, *first.shape[1:])
-        heads.append(TensorHead(first.name, first.dtype, shape, size))
+    for index, one in enumerate(inputs[0]):
+        data = [tensors[index].data for tensors in inputs]
+        shape = one.shape if len(parts) == 1 else (sum(rows), *one.shape[1:])
+        heads.append(TensorHead(one.name, one.dtype, shape, sum(map(len, data))))
+        payload += data
     return RunTensors(number, rows, tuple(heads)), payload
 
 
-def split_answers(done: Done, payload: memoryview, rows: list[int], *, batched: bool) -> list[Answer]:
+def _inputs(part: Part) -> tuple[PackedTensor, ...]:
+    work = part.work
+    if part.stop - part.start == work.rows:
+        return work.inputs
+    return tuple(tensor.rows(part.start, part.stop) for tensor in work.inputs)
+
+
+def split_answers(done: Done, payload: memoryview, rows: Sequence[int], *, batched: bool) -> list[Answer]:
     """Give each request its rows of a batch's outputs. As many rows must come back as were sent.
 
     Raises:
@@ -161,18 +171,15 @@ def split_answers(done: Done, payload: memoryview, rows: list[int], *, batched: 
         raise WorkerFailed(f"A batch of {total} rows gave {len(texts)} answers.")
     if len(rows) == 1:
         return [Answer(tuple(outputs), tuple(texts))]
-    split, start = [], 0
-    for count in rows:
-        stop = start + count
-        split.append(Answer(tuple(output.rows(start, stop) for output in outputs), tuple(texts[start:stop])))
-        start = stop
-    return split
+    stops = list(accumulate(rows))
+    bounds = list(zip([0, *stops], stops, strict=False))
+    if texts:
+        return [Answer((), tuple(texts[start:stop])) for start, stop in bounds]
+    return [Answer(one) for one in zip(*[output.split(bounds) for output in outputs], strict=True)]
 
 
 def join_answers(parts: Sequence[Answer]) -> Answer:
     """Return the answer of a request whose parts ran one after the other."""
-    if len(parts) == 1:
-        return parts[0]
     outputs = tuple(join_rows(pieces) for pieces in zip(*(part.outputs for part in parts), strict=True))
     return Answer(outputs, tuple(text for part in parts for text in part.answers))
 

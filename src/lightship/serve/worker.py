@@ -30,12 +30,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from lightship.engine.difference import largest_difference
 from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import BundleRefused, LightshipError
+from lightship.errors import BundleRefused, DeadlineExceeded, LightshipError
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.serve.wire import (
+    Beat,
     Channel,
     Done,
     Failure,
@@ -44,11 +46,13 @@ from lightship.serve.wire import (
     Ready,
     RunRaw,
     RunTensors,
+    Stop,
     TensorHead,
 )
+from lightship.tasks.golden_texts import packed_texts
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Task, Tensors
-from lightship.types import DTYPES
+from lightship.types import DTYPES, Dim
 
 __all__ = ["main"]
 
@@ -57,6 +61,7 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _WARM_UP_RUNS = 2
 _NICE = 10
+BEAT_S = 0.5
 
 
 @dataclass(slots=True)
@@ -84,9 +89,12 @@ class _Ran:
 class Worker:
     """Runs batches; knows nothing of sockets."""
 
-    def __init__(self, runner: Runner, task: Task) -> None:
+    def __init__(self, runner: Runner, task: Task, *, batched: bool = True) -> None:
         self._runner = runner
         self._task = task
+        self._batched = batched
+        self._current = self._stopped = 0  # batches are numbered from 1
+        self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="encode")
 
     def self_test(self, golden: Sequence[tuple[str, bytes]], expected: Tensors, *, tolerance: float) -> None:
@@ -101,28 +109,39 @@ class Worker:
         """
         for index, (name, raw) in enumerate(golden):
             try:
-                encoded = {key: value[np.newaxis] for key, value in self._task.encode(raw).items()}
-                outputs = self._runner.run(encoded)
+                outputs = self._runner.run(self._encoded(raw, rows=1))
             except LightshipError as exc:
                 raise BundleRefused(f"The golden input {name} cannot be run on this machine: {exc}") from exc
             for output, rows in expected.items():
-                _compare(name, output, outputs, rows, index, tolerance=tolerance)
+                found = outputs.get(output, np.empty(0))
+                _compare(name, output, found if self._batched else found[np.newaxis], rows[index], tolerance=tolerance)
 
-    def warm_up(self, batch_rows: int) -> None:
-        """Run the smallest and the largest batch of zeros, so that the first request does not pay for first times."""
-        for rows in sorted({1, batch_rows} - {0}):
-            zeros = {
-                spec.name: np.zeros(
-                    (rows, *(d if isinstance(d, int) else 1 for d in spec.shape[1:])), DTYPES[spec.dtype]
-                )
-                for spec in self._runner.interface.inputs
-                if spec.dtype != "BYTES"
-            }
-            for _ in range(_WARM_UP_RUNS):
-                try:
-                    self._runner.run(zeros)
-                except LightshipError as exc:
-                    log.debug("the warm-up with %d rows was not possible: %s", rows, exc)
+    def warm_up(self, golden: Sequence[tuple[str, bytes]], batch_rows: int) -> None:
+        """Run the smallest and the largest batch, so that the first request does not pay for first times.
+
+        Golden inputs are inside of everything that was proven; without any there are zeros, one in each free dimension.
+        """
+        for rows in sorted({1, batch_rows or 1}):
+            try:
+                inputs = self._encoded(golden[0][1], rows=rows) if golden else self._zeros(rows)
+                for _ in range(_WARM_UP_RUNS):
+                    self._runner.run(inputs)
+            except LightshipError as exc:
+                log.debug("the warm-up with %d rows was not possible: %s", rows, exc)
+
+    def _encoded(self, raw: bytes, *, rows: int) -> Tensors:
+        """Return the tensors of a raw input, as often as there are to be rows; whole ones have no rows."""
+        encoded = self._task.encode(raw)
+        if not self._batched:
+            return encoded
+        return {name: np.repeat(row[np.newaxis], rows, axis=0) for name, row in encoded.items()}
+
+    def _zeros(self, rows: int) -> Tensors:
+        def shape(dims: Sequence[Dim]) -> tuple[int, ...]:
+            first = (rows,) if self._batched else ()
+            return (*first, *(dim if isinstance(dim, int) else 1 for dim in dims[len(first) :]))
+
+        return {spec.name: np.zeros(shape(spec.shape), DTYPES[spec.dtype]) for spec in self._runner.interface.inputs}
 
     def prepare(self, message: RunTensors | RunRaw, payload: memoryview) -> _Prepared:
         """Turn a message into inputs for the engine."""
@@ -170,8 +189,17 @@ class Worker:
             log.exception("the task failed on an input")
             return LightshipError(f"The input could not be encoded ({type(exc).__name__}).")
 
+    def stop(self, batch: int) -> None:
+        """Give up on a batch, whether it runs or waits; batches are numbered in their order."""
+        with self._turn:
+            self._stopped = batch
+            if self._current == batch:
+                self._runner.stop()
+
     def run(self, prepared: _Prepared) -> tuple[Done, list[bytes | memoryview]]:
         """Run a prepared batch. A batch that raises is halved until the culprits stand alone."""
+        with self._turn:
+            self._current = prepared.batch
         failed = dict(prepared.failed)
         ran: list[_Ran] = []
         if todo := [index for index, rows in enumerate(prepared.rows) if rows]:
@@ -192,6 +220,9 @@ class Worker:
     def _run_requests(
         self, prepared: _Prepared, indices: list[int], failed: dict[int, LightshipError], ran: list[_Ran]
     ) -> None:
+        if prepared.batch == self._stopped:
+            failed.update(dict.fromkeys(indices, DeadlineExceeded("Nobody waits for this batch any more.")))
+            return
         offset = sum(prepared.rows[: indices[0]])
         rows = sum(prepared.rows[index] for index in indices)
         inputs = prepared.inputs
@@ -200,8 +231,8 @@ class Worker:
         try:
             ran.append(self._run_once(inputs, raw=prepared.raw))
         except LightshipError as exc:
-            if len(indices) == 1:
-                failed[indices[0]] = exc
+            if len(indices) == 1 or prepared.batch == self._stopped:
+                failed.update(dict.fromkeys(indices, exc))
                 return
             half = len(indices) // 2
             self._run_requests(prepared, indices[:half], failed, ran)
@@ -229,12 +260,17 @@ class Worker:
         return [pack(spec.name, spec.dtype, np.concatenate([part[spec.name] for part in parts])) for spec in specs]
 
 
-def _compare(name: str, output: str, outputs: Tensors, rows: np.ndarray, index: int, *, tolerance: float) -> None:
-    if output not in outputs or outputs[output].shape[1:] != rows.shape[1:]:
-        raise BundleRefused(f"The golden input {name} must give {output!r} of shape {list(rows.shape[1:])}.")
-    difference = np.abs(outputs[output][0].astype(np.float64) - rows[index].astype(np.float64))
-    worst = float(difference.max(initial=0.0))
-    if not worst <= tolerance:  # also when it is NaN
+def _compare(name: str, output: str, found: np.ndarray, expected: np.ndarray, *, tolerance: float) -> None:
+    """Compare the first row that was found with the recorded one; texts by their packed form."""
+    row = packed_texts(found[:1]) if found.dtype == object else found[:1]
+    if found.dtype == object and row.shape[1] < len(expected):
+        row = np.pad(row, ((0, 0), (0, len(expected) - row.shape[1])))
+    if row.shape != (1, *expected.shape):
+        raise BundleRefused(
+            f"The golden input {name} must give {output!r} of shape {list(expected.shape)}. Got {list(row.shape[1:])}."
+        )
+    worst = largest_difference(row[0], expected)
+    if not worst <= tolerance:
         raise BundleRefused(
             f"The golden input {name} must give the expected {output!r} within {tolerance:g}. Here it differs by "
             f"{worst:g}: preprocessing, graph or this machine is not what the release was tested with."
@@ -250,8 +286,9 @@ def _load(message: Load, payload: memoryview) -> Worker:
     graph, config, *rest = pieces
     raws, arrays = rest[: len(message.golden)], rest[len(message.golden) :]
     task = load_task(message.task, message.codec_version, msgspec.json.decode(config))
-    options = EngineOptions(threads=message.threads, optimization=message.optimization)
-    worker = Worker(load_runner(graph, engine=message.engine, options=options), task)
+    options = EngineOptions(threads=message.threads, optimization=message.optimization, audited=True,
+                            batched=message.batch_rows > 0)  # fmt: skip
+    worker = Worker(load_runner(graph, engine=message.engine, options=options), task, batched=options.batched)
     golden = [(name, raw) for (name, _), raw in zip(message.golden, raws, strict=True)]
     expected = {
         name: np.load(io.BytesIO(data), allow_pickle=False)
@@ -260,7 +297,7 @@ def _load(message: Load, payload: memoryview) -> Worker:
     if any(len(rows) != len(golden) for rows in expected.values()):
         raise BundleRefused(f"The bundle must have {len(golden)} expected rows for its golden inputs; it does not.")
     worker.self_test(golden, expected, tolerance=float(message.tolerance))
-    worker.warm_up(message.batch_rows)
+    worker.warm_up(golden, message.batch_rows)
     return worker
 
 
@@ -311,6 +348,7 @@ def _serve(channel: Channel) -> int:
     del payload, first
     channel.send(Ready(golden=len(message.golden), load_ms=(time.perf_counter() - started) * 1000))
     prepared: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
+    threading.Thread(target=_beat, args=(channel,), name="beat", daemon=True).start()
     threading.Thread(target=_receive, args=(channel, worker, prepared), name="receive", daemon=True).start()
     while (batch := prepared.get()) is not None:
         channel.send(*worker.run(batch))
@@ -321,6 +359,9 @@ def _receive(channel: Channel, worker: Worker, prepared: queue.SimpleQueue[_Prep
     try:
         while (received := channel.receive()) is not None:
             message, payload = received
+            if isinstance(message, Stop):
+                worker.stop(message.batch)
+                continue
             if not isinstance(message, RunTensors | RunRaw):
                 raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
             prepared.put(worker.prepare(message, payload))
@@ -329,6 +370,16 @@ def _receive(channel: Channel, worker: Worker, prepared: queue.SimpleQueue[_Prep
         os._exit(1)  # the engine's thread may be deep in a run; the server sees the closed socket and starts another
     finally:
         prepared.put(None)
+
+
+def _beat(channel: Channel) -> None:
+    """Tell the server that this process goes on: a thread that gets its turn only while no other holds it up."""
+    try:
+        while True:
+            time.sleep(BEAT_S)
+            channel.send(Beat())
+    except OSError:
+        return  # the server has gone
 
 
 def _die_with_parent(parent: int) -> None:

@@ -7,6 +7,7 @@ It knows nothing of requests and starts nothing again; ``supervisor`` does. Ever
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightship.errors import WorkerFailed
-from lightship.serve.wire import Channel, Load, LoadFailed, Message, Ready
+from lightship.serve.wire import Beat, Channel, Load, LoadFailed, Message, Ready
 from lightship.serve.work import error_named
 
 __all__ = ["WorkerProcess"]
@@ -24,6 +25,7 @@ __all__ = ["WorkerProcess"]
 log = logging.getLogger(__name__)
 
 _END_S = 5.0
+_CPU_TICKS = slice(11, 13)  # utime and stime, counted from the state
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -36,6 +38,8 @@ class WorkerProcess:
         self._channel: Channel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[Ready] | None = None
+        self.beat_s = 0.0
+        """When it last gave a sign of life, by the loop's clock."""
         self._on_message: Callable[[Message, memoryview], None]
         self._on_lost: Callable[[], None]
 
@@ -65,6 +69,20 @@ class WorkerProcess:
                 return int(file.read().split()[1]) * _PAGE_BYTES
         except (OSError, IndexError):
             return 0
+
+    def stands_still(self) -> bool:
+        """Return whether the process is stopped (SIGSTOP, a debugger)."""
+        return _stat(f"/proc/{self.pid}/stat")[:1] in (["T"], ["t"])
+
+    def works_at(self) -> tuple[bool, int]:
+        """Return whether any of its threads runs or waits for a disk, and the processor time of all, in ticks."""
+        busy, ticks = False, 0
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                fields = _stat(f"{thread}/stat")
+                busy = busy or fields[:1] not in (["S"], [])
+                ticks += sum(int(field) for field in fields[_CPU_TICKS])
+        return busy, ticks
 
     async def load(
         self,
@@ -146,9 +164,13 @@ class WorkerProcess:
             self._lost()
 
     def _received(self, message: Message, payload: memoryview) -> None:
-        if self._ready is None or self._ready.done():
+        if type(message) is Beat:
+            if self._loop is not None:
+                self.beat_s = self._loop.time()
+        elif self._ready is None or self._ready.done():
             self._on_message(message, payload)
         elif isinstance(message, Ready):
+            self.beat_s = self._ready.get_loop().time()
             self._ready.set_result(message)
         elif isinstance(message, LoadFailed):
             self._ready.set_exception(error_named(message.error, message.message))
@@ -163,3 +185,12 @@ class WorkerProcess:
 
     def _died_loading(self) -> WorkerFailed:
         return WorkerFailed(f"The worker of {self.title} died while it was loading.")
+
+
+def _stat(path: str) -> list[str]:
+    """Return the fields after the name, which may hold spaces; the first is the state. None if there is no such one."""
+    try:
+        with Path(path).open() as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,77 @@
+"""Inputs that killed a worker when they ran alone: refused at once for a while, so that they kill no other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+from lightship.errors import LightshipError
+from lightship.serve.work import Part
+
+__all__ = ["Quarantine"]
+
+_QUARANTINE_S = 60.0
+_MOST = 256
+
+
+class Quarantine:
+    """The inputs of one model that must not run. Bounded: the oldest goes when there are too many.
+
+    Nothing is hashed while it is empty, nor an input whose size is none of theirs.
+    """
+
+    def __init__(self, *, seconds: float = _QUARANTINE_S, most: int = _MOST) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._until: OrderedDict[tuple[int, bytes], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many inputs are kept away."""
+        return len(self._until)
+
+    def add(self, part: Part, now_s: float) -> None:
+        """Keep these rows away from now on."""
+        key = (_size(part), _digest(part))
+        self._until[key] = now_s + self._seconds
+        self._until.move_to_end(key)
+        while len(self._until) > self._most:
+            self._until.popitem(last=False)
+
+    def refuse(self, part: Part, now_s: float) -> None:
+        """Raise if these rows are kept away.
+
+        Raises:
+            LightshipError: they are.
+        """
+        while self._until and next(iter(self._until.values())) <= now_s:
+            self._until.popitem(last=False)
+        size = _size(part)
+        if all(size != known for known, _ in self._until):
+            return
+        until_s = self._until.get((size, _digest(part)))
+        if until_s is not None:
+            raise LightshipError(
+                f"This input made the model's process die and is not run for {until_s - now_s:.0f} s more. "
+                "Do not send it again unchanged."
+            )
+
+
+def _size(part: Part) -> int:
+    work = part.work
+    if work.raws:
+        return sum(len(raw) for raw in work.raws[part.start : part.stop])
+    return sum(len(one.data) for one in work.inputs) * (part.stop - part.start) // work.rows
+
+
+def _digest(part: Part) -> bytes:
+    work = part.work
+    state = hashlib.blake2b(digest_size=16)
+    for raw in work.raws[part.start : part.stop]:
+        state.update(len(raw).to_bytes(8, "little"))
+        state.update(raw)
+    for tensor in work.inputs:
+        whole = part.start == 0 and part.stop == work.rows
+        rows = tensor if whole else tensor.rows(part.start, part.stop)
+        state.update(f"{rows.dtype}{rows.shape}".encode())
+        state.update(rows.data)
+    return state.digest()

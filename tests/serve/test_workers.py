@@ -1,0 +1,279 @@
+"""Workers that die, stop, hang or are poisoned: they are replaced, and only who is to blame loses an answer.
+
+The trap model takes the least 32-bit integer modulo -1 when an image is all black. The quotient does not fit, and that is
+the processor's own trap, which ends a process whatever the program thinks of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lightship.data.home import Home
+from lightship.serve.limits import Clocks, Limits
+from lightship.serve.server import Server, ServerOptions
+from lightship.serve.source import read_source
+from lightship.tasks.image_pixels import png_bytes
+
+DEADLINE_S = 30.0
+QUICK = Clocks(lame_s=0.01, drain_s=DEADLINE_S)
+BLACK = (0 - 0.1307) / 0.3081
+
+
+def graph(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> bytes:
+    """Return the graph 1x28x28 -> 10 of these nodes."""
+    made = helper.make_graph(
+        nodes,
+        "trap",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+HEAD = [
+    helper.make_node("Flatten", ["image"], ["flat"], axis=1),
+    helper.make_node("MatMul", ["flat", "dense"], ["plain"]),
+    helper.make_node("ReduceMax", ["image"], ["top"], axes=[1, 2, 3], keepdims=0),
+    helper.make_node("Sub", ["top", "black"], ["off"]),
+]
+CONSTANTS = {
+    "dense": np.random.default_rng(7).normal(0, 0.05, (784, 10)).astype(np.float32),
+    "black": np.float32(BLACK),
+    "hundred": np.float32(100),
+    "zero": np.float32(0),
+    "one": np.int32(1),
+    "two": np.int32(2),
+    "least_int": np.int32(-(2**31)),
+    "column": np.array([1], np.int64),
+}
+
+
+def deadly() -> bytes:
+    """Return a graph that ends its process on a black image."""
+    return graph(
+        [
+            *HEAD,
+            helper.make_node("Mul", ["off", "hundred"], ["scaled"]),
+            helper.make_node("Cast", ["scaled"], ["whole"], to=TensorProto.INT32),
+            helper.make_node("Mul", ["whole", "two"], ["even"]),
+            helper.make_node("Sub", ["even", "one"], ["odd"]),
+            helper.make_node("Mod", ["least_int", "odd"], ["parts"]),
+            helper.make_node("Cast", ["parts"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["float", "zero"], ["nothing"]),
+            helper.make_node("Unsqueeze", ["nothing", "column"], ["wide"]),
+            helper.make_node("Add", ["plain", "wide"], ["logits"]),
+        ],
+        CONSTANTS,
+    )
+
+
+def endless() -> bytes:
+    """Return a graph that loops for minutes on a black image."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Cos", ["x"], ["y"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, []),
+        ],
+    )
+    return graph(
+        [
+            *HEAD,
+            helper.make_node("ReduceMin", ["off"], ["least"], keepdims=0),
+            helper.make_node("Less", ["least", "little"], ["is_black"]),
+            helper.make_node("Where", ["is_black", "long", "short"], ["rounds"]),
+            helper.make_node("Loop", ["rounds", "yes", "zero"], ["turned"], body=body),
+            helper.make_node("Mul", ["turned", "zero"], ["nothing"]),
+            helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+        ],
+        {
+            **CONSTANTS,
+            "little": np.float32(0.01),
+            "long": np.int64(1_000_000_000),
+            "short": np.int64(1),
+            "yes": np.bool_(True),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def traps(tmp_path_factory, release_model) -> Home:
+    """Return a home with the models ``digits``, ``deadly`` and ``endless``."""
+    made = Home(tmp_path_factory.mktemp("traps") / "home").ensure()
+    release_model(made, "digits")
+    release_model(made, "deadly", graph=deadly())
+    release_model(made, "endless", graph=endless())
+    return made
+
+
+@contextlib.asynccontextmanager
+async def serving(home: Home, *names: str, clocks: Clocks = QUICK, **options: object) -> AsyncIterator[Server]:
+    """Run a server in this process, without keys; its workers are processes as always."""
+    given = ServerOptions(port=0, clocks=clocks, limits=Limits(), **options)
+    async with Server([read_source(home, name) for name in names], given) as server:
+        yield server
+
+
+def client_of(server: Server) -> httpx.AsyncClient:
+    """Return a client of a server."""
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=DEADLINE_S)
+
+
+async def until(condition: Callable[[], bool]) -> float:
+    """Wait until a condition of the server holds, or fail at the deadline; return the seconds it took."""
+    started = time.monotonic()
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - the state inside a server and a process has no event
+            await asyncio.sleep(0.005)
+    return time.monotonic() - started
+
+
+def png_of(value: int) -> bytes:
+    """Return an image file of one gray."""
+    return png_bytes(np.full((28, 28, 1), value, np.uint8))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+async def test_a_worker_is_back_within_two_seconds(traps, number):
+    """However it went; requests in the meantime wait and are answered."""
+    async with serving(traps, "digits") as server, client_of(server) as client:
+        (model,) = server.models
+        pid = model.worker_pid
+        os.kill(pid, number)
+        started = time.monotonic()
+        answers = await asyncio.gather(*(client.post("/predict/digits", content=png_of(i)) for i in range(8)))
+        seconds = time.monotonic() - started
+
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert seconds < 2.0
+    assert model.worker_pid != pid
+
+
+async def test_one_poison_in_a_full_batch_costs_nobody_else_an_answer(traps):
+    """The rest is answered, the poison is 500, kept away, and does not open the circuit."""
+    async with serving(traps, "deadly", depth=1) as server, client_of(server) as client:
+        (model,) = server.models
+        model._depth = 0  # until all wait
+        values = [0, *range(100, 107)]
+        asked = [asyncio.ensure_future(client.post("/predict/deadly", content=png_of(value))) for value in values]
+        await until(lambda: model.waiting == len(values))
+        model._depth = 1
+        model._pump()
+        poison, *innocent = await asyncio.gather(*asked)
+        again = await client.post("/predict/deadly", content=png_of(0))
+        other = await client.post("/predict/deadly", content=png_of(9))
+        as_tensor = await client.post(
+            "/v2/models/deadly/infer",
+            json={
+                "inputs": [
+                    {"name": "image", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": [1.0] * 784},
+                ]
+            },
+        )
+
+    assert [answer.status_code for answer in innocent] == [200] * 7
+    assert poison.status_code == 500
+    assert "died twice" in poison.json()["error"]
+    assert again.status_code == 500
+    assert "not run for" in again.json()["error"]
+    assert other.status_code == 200
+    assert as_tensor.status_code == 200
+    assert model.deaths == 2
+    assert model._life.in_a_row == 0
+
+
+async def test_many_poisons_do_not_open_the_circuit(traps):
+    """Each is found out; who asks for something else meanwhile waits and is answered."""
+    async with serving(traps, "deadly") as server, client_of(server) as client:
+        poisons = [  # black, and different files
+            asyncio.ensure_future(client.post("/predict/deadly", content=png_of(0) + bytes([index])))
+            for index in range(2)
+        ]
+        good = [asyncio.ensure_future(client.post("/predict/deadly", content=png_of(100 + i))) for i in range(4)]
+        statuses = [answer.status_code for answer in await asyncio.gather(*poisons, *good)]
+
+    assert statuses == [500, 500, 200, 200, 200, 200]
+
+
+async def test_a_batch_nobody_waits_for_is_stopped(traps):
+    """The engine gives up on it; the worker goes on."""
+    async with serving(traps, "endless") as server, client_of(server) as client:
+        (model,) = server.models
+        pid = model.worker_pid
+        late = await client.post("/predict/endless", content=png_of(0), headers={"x-request-timeout-ms": "300"})
+        started = time.monotonic()
+        good = await client.post("/predict/endless", content=png_of(200))
+        seconds = time.monotonic() - started
+
+    assert late.status_code == 504
+    assert good.status_code == 200
+    assert seconds < 1.0
+    assert model.worker_pid is None or model.worker_pid == pid
+    assert model.deaths == 0
+
+
+async def test_a_batch_that_does_not_stop_costs_its_worker(traps):
+    """A process that cannot listen is replaced within two seconds of the deadline."""
+    clocks = Clocks(lame_s=0.01, stopped_s=DEADLINE_S, silent_s=5 * DEADLINE_S, overdue_s=0.5)
+    async with serving(traps, "digits", clocks=clocks) as server, client_of(server) as client:
+        (model,) = server.models
+        os.kill(model.worker_pid, signal.SIGSTOP)
+        late = await client.post("/predict/digits", content=png_of(1), headers={"x-request-timeout-ms": "200"})
+        started = time.monotonic()
+        good = await client.post("/predict/digits", content=png_of(2))
+        seconds = time.monotonic() - started
+
+    assert late.status_code == 504
+    assert good.status_code == 200
+    assert seconds < 2.0
+    assert model.deaths == 1
+
+
+async def test_a_worker_that_gives_no_sign_of_life_is_replaced(traps):
+    """Also when it is not stopped but locked; here a debugger's stop stands for it, with the other check off."""
+    clocks = Clocks(lame_s=0.01, stopped_s=DEADLINE_S, silent_s=0.8)
+    async with serving(traps, "digits", clocks=clocks) as server:
+        (model,) = server.models
+        pid = model.worker_pid
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: model._life._worker is not None and model.worker_pid == pid)
+        seconds = 0.0
+        # The check for a stopped process goes first and would wait: so let it see a running one.
+        worker = model._life._worker
+        worker.stands_still = lambda: False
+        seconds = await until(lambda: model.deaths == 1)
+        await until(lambda: model.ready)
+
+    assert seconds < 2.5
+
+
+async def test_a_hung_start_is_bounded(traps):
+    """A worker that never becomes ready is an error, not a wait for ever."""
+    clocks = Clocks(lame_s=0.01, load_s=0.01, stopped_s=DEADLINE_S)
+    server = Server([read_source(traps, "digits")], ServerOptions(port=0, clocks=clocks))
+
+    with pytest.raises(Exception, match=r"not ready in 0\.01 s"):
+        await server.__aenter__()
