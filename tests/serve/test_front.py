@@ -54,7 +54,7 @@ async def serving(*, limits: Limits | None = None, clocks: Clocks | None = None)
 
     def hold(exchange: Exchange) -> None:
         service.held.append(exchange)
-        exchange.on_gone(lambda: service.gone.put_nowait(exchange.head.request_id))
+        exchange.on_gone = lambda: service.gone.put_nowait(exchange.head.request_id)
         service.arrived.put_nowait(exchange)
 
     def full(_exchange: Exchange) -> None:

@@ -549,7 +549,8 @@ def outcome(codec: V2Codec, body: bytes, headers: dict[str, str]) -> object:
         request = codec.read(body, headers)
     except InvalidInput as exc:
         return type(exc), str(exc)
-    return request._replace(inputs=tuple((one.shape, bytes(one.data)) for one in request.inputs))
+    tensors = [(one.name, one.dtype, one.shape, bytes(one.data)) for one in request.inputs]
+    return request.id, request.wanted, request.timeout_us, tensors
 
 
 FLAT = (

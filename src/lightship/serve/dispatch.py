@@ -7,9 +7,12 @@ Host header, so there is one opinion on where a request goes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from lightship.errors import Forbidden, InvalidInput, NotFound
 from lightship.serve.access import OPEN, Access, ApiKey, Roles
@@ -18,59 +21,44 @@ from lightship.serve.http import Head, HttpRefused, Response, error_response
 __all__ = ["Contract", "Dispatcher", "Exchange", "Route"]
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False, weakref=False):
     """One request and the way to answer it. Used on the event loop only.
 
     Attributes:
         request_id: the client's own, or one of ours.
+        arrived_s: monotonic time of the head's arrival.
+        on_answer: takes the answer; ``None`` once there is one, or when nobody is left to take it.
+        deadline_s: monotonic time after which the answer is of no use.
         params: what stood at the named places of the route's pattern.
         body: complete when the route's ``handle`` is called, empty in ``admit``.
-        arrived_s: monotonic time of the head's arrival.
-        deadline_s: monotonic time after which the answer is of no use.
         contract, model: bounded words for logs and metrics; the route's handler fills in the model.
         admitted: what the route's ``admit`` found, for its ``handle``. A model that is replaced while a body comes in
             is still the one that let the request in.
+        on_gone: called if the client goes before there is an answer.
     """
 
-    __slots__ = (
-        "_on_answer",
-        "_on_gone",
-        "admitted",
-        "arrived_s",
-        "body",
-        "contract",
-        "deadline_s",
-        "gone",
-        "head",
-        "key",
-        "model",
-        "params",
-        "request_id",
-    )
-
-    def __init__(self, head: Head, *, request_id: str, arrived_s: float, on_answer: Callable[[Response], None]) -> None:
-        self.head = head
-        self.request_id = request_id
-        self.params: Mapping[str, str] = {}
-        self.body: bytes = b""
-        self.key: ApiKey | None = None
-        self.arrived_s = arrived_s
-        self.deadline_s = float("inf")
-        self.contract = ""
-        self.model = ""
-        self.admitted: Any = None
-        self.gone = False
-        self._on_answer: Callable[[Response], None] | None = on_answer
-        self._on_gone: Callable[[], None] | None = None
+    head: Head
+    request_id: str
+    arrived_s: float
+    on_answer: Callable[[Response], None] | None
+    deadline_s: float = math.inf
+    params: Mapping[str, str] = {}
+    body: bytes = b""
+    key: ApiKey | None = None
+    contract: str = ""
+    model: str = ""
+    admitted: Any = None
+    gone: bool = False
+    on_gone: Callable[[], None] | None = None
 
     @property
     def answered(self) -> bool:
         """Whether there is an answer, or nobody left to take one."""
-        return self._on_answer is None
+        return self.on_answer is None
 
     def answer(self, response: Response) -> None:
         """Send the answer. Without effect if there is one already, or if the client has gone."""
-        send, self._on_answer, self._on_gone = self._on_answer, None, None
+        send, self.on_answer, self.on_gone = self.on_answer, None, None
         if send is not None:
             send(response)
 
@@ -78,14 +66,10 @@ class Exchange:
         """Answer with an error."""
         self.answer(error_response(error))
 
-    def on_gone(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` if the client goes before there is an answer."""
-        self._on_gone = callback
-
     def client_gone(self) -> None:
         """The client has gone: forget the answer, tell whoever works on it."""
         self.gone = True
-        callback, self._on_answer, self._on_gone = self._on_gone, None, None
+        callback, self.on_answer, self.on_gone = self.on_gone, None, None
         if callback is not None:
             callback()
 

@@ -39,6 +39,7 @@ _HIGH_WATER_BYTES = 256 * 1024
 _TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
 _PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 _SKIPPED_BYTES = 64 * 1024
+_JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
 _GRACE_S = 1.0  # for the first request of a connection that was made just before the server stopped listening
 _LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
 
@@ -137,6 +138,7 @@ class Connection(asyncio.Protocol):
         self._discarding = False
         self._deadline_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  # when it fires
         self._unsent_bytes = 0
         self._fresh = True  # nothing was asked yet on this connection
         self._held_bytes = 0  # what this connection's body takes of the server's limit
@@ -317,7 +319,6 @@ class Connection(asyncio.Protocol):
             head, request_id=head.request_id or front.new_request_id(), arrived_s=now, on_answer=self._answer
         )
         self._exchange = exchange
-        self._route = None
         exchange.deadline_s = now + _request_timeout_s(head, front.clocks)
         size = head.body_bytes
         if size is not None and size > front.limits.body_bytes:
@@ -325,7 +326,7 @@ class Connection(asyncio.Protocol):
         self._route = front.dispatcher.admit(exchange)
         if size != 0:
             _check_body_headers(head)
-        self._hold(size or 0)
+            self._hold(size or 0)
         if body is not None:
             self._handle(body)
         elif size == 0:
@@ -395,21 +396,22 @@ class Connection(asyncio.Protocol):
     # Answers
 
     def _answer(self, response: Response) -> None:
-        exchange = self._exchange
+        exchange, front = self._exchange, self._front
         if exchange is None or self._closing:
             return
-        last = self._front.last_answers or (self._eof and not self._buffer)
-        close = last or not exchange.head.keep_alive
+        close = front.last_answers or not exchange.head.keep_alive or (self._eof and not self._buffer)
         self._write(response, close=close)
-        self._hold(0)
-        if self._front.served is not None:
-            self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
+        if self._held_bytes:
+            self._hold(0)
+        now = self._loop.time()
+        if front.served is not None:
+            front.served(exchange, response, now - exchange.arrived_s)
         self._exchange = self._route = None
         if close:
             self._linger()
             return
         if not self._writing_paused:
-            self._await_until(self._front.clocks.idle_s)
+            self._await_until(front.clocks.idle_s, now)
         if self._buffer or self._eof:
             # Not from here: a row of pipelined requests that are answered at once must not nest.
             self._loop.call_soon(self._next_request)
@@ -471,15 +473,14 @@ class Connection(asyncio.Protocol):
 
     def _write(self, response: Response, *, close: bool, exchange: Exchange | None = None) -> None:
         exchange = exchange or self._exchange
-        request_id = exchange.request_id if exchange is not None else self._front.new_request_id()
         parts = write_response(
             response,
-            request_id=request_id,
+            request_id=exchange.request_id if exchange is not None else self._front.new_request_id(),
             close=close,
             date=self._front.date(time.time()),
             head_only=exchange is not None and exchange.head.method == "HEAD",
         )
-        if len(parts) <= 2 and sum(len(part) for part in parts) <= 16_384:
+        if sum(map(len, parts)) <= _JOINED_BYTES:
             self._transport.write(b"".join(parts))
         else:
             self._transport.writelines(parts)
@@ -508,14 +509,15 @@ class Connection(asyncio.Protocol):
         # An answer that the client does not take must not hold the connection for ever.
         self._await_until(self._front.clocks.write_s)
 
-    def _await_until(self, seconds: float) -> None:
-        now = self._loop.time()
-        self._deadline_s = now + seconds
+    def _await_until(self, seconds: float, now: float | None = None) -> None:
+        self._deadline_s = deadline_s = (self._loop.time() if now is None else now) + seconds
         if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline_s, self._tick)
-        elif self._timer.when() > self._deadline_s:
+            self._timer_s = deadline_s
+            self._timer = self._loop.call_at(deadline_s, self._tick)
+        elif self._timer_s > deadline_s:
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline_s, self._tick)
+            self._timer_s = deadline_s
+            self._timer = self._loop.call_at(deadline_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -523,6 +525,7 @@ class Connection(asyncio.Protocol):
             return
         if self._loop.time() + 0.001 < self._deadline_s:
             if self._deadline_s != float("inf"):
+                self._timer_s = self._deadline_s
                 self._timer = self._loop.call_at(self._deadline_s, self._tick)
             return
         self._out_of_time()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httptools
+import msgspec
 
 from lightship.errors import InvalidInput, LightshipError, TooLarge, Unavailable, status_of
 from lightship.serve.limits import Limits
@@ -28,6 +29,8 @@ __all__ = [
     "too_large",
     "write_response",
 ]
+
+Buffer = bytes | memoryview
 
 _REASONS = {
     200: "OK",
@@ -55,7 +58,9 @@ _REASONS = {
 _HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _ONCE = frozenset({"content-length", "transfer-encoding", "authorization", "inference-header-content-length"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {reason}\r\n" for status, reason in _REASONS.items()}
 _END = "\r\n"
+_CLOSE = "connection: close\r\n\r\n"
 _REMEMBERED_HEADS = 1_024
 _REMEMBERED_BYTES = 1_024  # of one head
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
@@ -317,20 +322,17 @@ def too_large(size: int, limits: Limits) -> TooLarge:
     )
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct):
     """An answer. ``body`` may be several buffers, which are written one after the other without being joined first."""
 
     status: int = 200
-    body: Sequence[bytes | memoryview] = (b"",)
+    body: Sequence[Buffer] = (b"",)
     content_type: str = "application/json"
     headers: Sequence[tuple[str, str]] = ()
 
 
 def error_response(error: BaseException) -> Response:
     """Return the answer for an error: ``{"error": "..."}``. What is not ours tells nothing of its insides."""
-    import msgspec
-
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, HttpRefused):
         status, headers = error.status, error.headers
@@ -344,15 +346,13 @@ def error_response(error: BaseException) -> Response:
     return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
 
 
-def write_response(
-    response: Response, *, request_id: str, close: bool, date: str, head_only: bool
-) -> list[bytes | memoryview]:
+def write_response(response: Response, *, request_id: str, close: bool, date: str, head_only: bool) -> list[Buffer]:
     """Return the bytes of an answer: first its head, then its body's buffers (none for an answer to HEAD)."""
-    size = sum(len(part) for part in response.body)
-    fields = "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+    body = response.body
+    size = len(body[0]) if len(body) == 1 else sum(map(len, body))
+    fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
     head = (
-        f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}\r\n"
-        f"date: {date}\r\ncontent-type: {response.content_type}\r\ncontent-length: {size}\r\n"
-        f"x-request-id: {request_id}\r\n{fields}{'connection: close' + _END if close else ''}{_END}"
+        f"{_STATUS_LINES[response.status]}date: {date}\r\ncontent-type: {response.content_type}\r\n"
+        f"content-length: {size}\r\nx-request-id: {request_id}\r\n{fields}{_CLOSE if close else _END}"
     ).encode("latin-1")
-    return [head] if head_only else [head, *response.body]
+    return [head] if head_only else [head, *body]

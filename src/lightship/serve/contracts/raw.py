@@ -69,4 +69,4 @@ class RawDoor:
         work = Work(rows=1, deadline_s=exchange.deadline_s, done=done, raws=(exchange.body,))
         exchange.body = b""
         model.submit(work)
-        exchange.on_gone(work.cancel)
+        exchange.on_gone = work.cancel

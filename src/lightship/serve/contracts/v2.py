@@ -120,7 +120,7 @@ class V2:
 
         work = view.work(request.inputs, deadline_s, done)
         view.model.submit(work)
-        exchange.on_gone(work.cancel)
+        exchange.on_gone = work.cancel
 
 
 def _live(exchange: Exchange) -> None:

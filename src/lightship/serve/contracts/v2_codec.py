@@ -31,6 +31,8 @@ from lightship.types import DTYPES, TensorSpec
 __all__ = ["V2Codec", "V2Request", "V2Response", "Wanted"]
 
 _LENGTH_HEADER = "inference-header-content-length"
+_JSON, _BINARY = "application/json", "application/octet-stream"
+_SURELY_IN_RANGE = 3e38  # of FP32; what lies between this and its largest number is looked at more closely
 _KEPT_PARSER_BYTES = 1 << 20  # a parser keeps some 13 times the bytes of its largest document
 _MOST_DIMENSIONS = 32
 _LARGEST_DIMENSION = (1 << 31) - 1
@@ -45,7 +47,9 @@ _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
 _INTEGERS = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
-_NUMBERS = _INTEGERS | {"FP32", "FP64"}
+_FLOATS = {"FP32", "FP64"}
+_NUMBERS = _INTEGERS | _FLOATS
+_FORMATS: dict[str, Any] = {name: np.dtype(numpy).char for name, numpy in DTYPES.items() if name not in {"FP16", "BYTES"}}
 
 
 class Wanted(NamedTuple):
@@ -55,7 +59,7 @@ class Wanted(NamedTuple):
     binary: bool
 
 
-class V2Request(NamedTuple):
+class V2Request(msgspec.Struct, frozen=True):
     """A checked request. ``inputs`` are in the order of the interface; their shapes are not yet held against it."""
 
     id: str | None
@@ -86,14 +90,15 @@ class _Slice(NamedTuple):
 class _Layout:
     """What a text says whose tensors are all in the binary part: everything but their bytes."""
 
-    request: V2Request
+    wanted: tuple[Wanted, ...]
+    timeout_us: int | None
     slices: tuple[_Slice, ...]
     size: int
 
-    def with_tail(self, tail: memoryview) -> V2Request:
+    def request(self, tail: memoryview) -> V2Request:
         """Return the request with these bytes, as many as ``size``, checked."""
         inputs = tuple([_binary_tensor(piece, tail[piece.start : piece.stop]) for piece in self.slices])
-        return self.request._replace(inputs=inputs)
+        return V2Request(None, inputs, self.wanted, self.timeout_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,9 @@ class _Frame:
 
     start: bytes
     end: bytes
-    request: V2Request
+    id: str | None
+    wanted: tuple[Wanted, ...]
+    timeout_us: int | None
     spec: TensorSpec
     shape: tuple[int, ...]
 
@@ -121,7 +128,8 @@ class _Frame:
         nested = text.find(b"[", start + 1, stop) >= 0
         if nested or start > _REMEMBERED_BYTES or len(text) - stop > _REMEMBERED_BYTES:
             return None
-        return cls(text[:start], text[stop:], request._replace(inputs=()), spec, request.inputs[0].shape)
+        shape = request.inputs[0].shape
+        return cls(text[:start], text[stop:], request.id, request.wanted, request.timeout_us, spec, shape)
 
     def numbers(self, text: bytes) -> bytes | None:
         """Return what stands in the place of the list, if the text has this start and this end."""
@@ -159,9 +167,9 @@ class V2Codec:
         text, tail = _split_body(body, headers)
         if text is None:
             return _read_raw_form(tail, self._inputs, self._outputs)
-        layout = self._layouts.get(text) if tail else None
+        layout = self._layouts.get(text)
         if layout is not None and layout.size == len(tail):
-            return layout.with_tail(tail)
+            return layout.request(tail)
         if len(text) > self._json_bytes:
             raise TooLarge(
                 f"The JSON of a request has at most {self._json_bytes} bytes (limit `json_bytes`). Got {len(text)}. "
@@ -178,7 +186,7 @@ class V2Codec:
         if len(reader.slices) == len(self._inputs):
             if len(text) <= _REMEMBERED_BYTES and request.id is None:
                 slices = tuple(reader.slices[spec.name] for spec in self._inputs)
-                _remember(self._layouts, text, _Layout(request._replace(inputs=()), slices, len(tail)))
+                _remember(self._layouts, text, _Layout(request.wanted, request.timeout_us, slices, len(tail)))
         elif len(self._inputs) == 1 and self._inputs[0].dtype in _NUMBERS:
             self._frame = _Frame.of(text, request, self._inputs[0])
 
@@ -194,7 +202,8 @@ class V2Codec:
             array = _numbers(data, frame.spec.dtype, frame.shape, at="data")
         except LightshipError:
             return None  # read whole, it will be refused with the right words
-        return frame.request._replace(inputs=(pack(frame.spec.name, frame.spec.dtype, array),))
+        tensor = pack(frame.spec.name, frame.spec.dtype, array)
+        return V2Request(frame.id, (tensor,), frame.wanted, frame.timeout_us)
 
     def write(self, response: V2Response, outputs: Mapping[str, PackedTensor]) -> Response:
         """Write an answer with the outputs that were asked for.
@@ -207,14 +216,15 @@ class V2Codec:
         tail = [tensor.data for tensor, wanted in zip(tensors, response.wanted, strict=True) if wanted.binary]
         if not tail:
             return Response(200, (_answer_json(response, tensors),))
-        if len(tail) == len(tensors) and response.id is None:
-            key = (response, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
-            head = self._heads.get(key) or _remember(self._heads, key, _answer_json(response, tensors))
-        else:
-            head = _answer_json(response, tensors)
-        return Response(
-            200, (head, *tail), content_type="application/octet-stream", headers=((_LENGTH_HEADER, str(len(head))),)
-        )
+        head = self._binary_head(response, tensors) if len(tail) == len(tensors) else _answer_json(response, tensors)
+        return Response(200, (head, *tail), _BINARY, ((_LENGTH_HEADER, str(len(head))),))
+
+    def _binary_head(self, response: V2Response, tensors: list[PackedTensor]) -> bytes:
+        """Return the JSON before tensors that are all in the binary part. It holds no values, so it is kept."""
+        if response.id is not None:
+            return _answer_json(response, tensors)
+        key = (response, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
+        return self._heads.get(key) or _remember(self._heads, key, _answer_json(response, tensors))
 
     def _parse(self, text: bytes, *, start: bytes = b"{") -> Any:
         if not text.startswith(start) and text.lstrip(b" \t\r\n")[:1] != start:
@@ -265,12 +275,11 @@ def _not_json(error: Exception) -> InvalidInput:
 def _split_body(body: bytes, headers: Mapping[str, str]) -> tuple[bytes | None, memoryview]:
     """Return the JSON part (``None``: the raw form, which has none) and the binary part."""
     given = headers.get(_LENGTH_HEADER)
-    media = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if given is None:
-        if media != "application/json":
+        media = headers.get("content-type", _JSON)
+        if media != _JSON and (media := media.partition(";")[0].strip().lower()) != _JSON:
             raise UnsupportedMedia(
-                f"The content type must be application/json, or application/octet-stream with the header "
-                f"{_LENGTH_HEADER}. Got {media[:80]!r}."
+                f"The content type must be {_JSON}, or {_BINARY} with the header {_LENGTH_HEADER}. Got {media[:80]!r}."
             )
         return body, memoryview(b"")
     if not (given.isascii() and given.isdigit() and len(given) <= 19 and int(given) <= len(body)):
@@ -565,6 +574,8 @@ def _numbers(data: Any, dtype: str, shape: tuple[int, ...], *, at: str) -> np.nd
         raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; it holds something else.") from None
     if wide.size != math.prod(shape):
         raise InvalidTensor(f"{at} must have {math.prod(shape)} values, as its shape says. Got {wide.size}.")
+    if dtype == "FP64" or (kind == "d" and wide.min() > -_SURELY_IN_RANGE and wide.max() < _SURELY_IN_RANGE):
+        return wide.astype(DTYPES[dtype]).reshape(shape)
     with np.errstate(over="ignore"):
         array = wide.astype(DTYPES[dtype])
     exact = np.isfinite(array).all() if kind == "d" else array.itemsize == wide.itemsize or (array == wide).all()
@@ -614,18 +625,18 @@ def _json_values(tensor: PackedTensor) -> list[Any]:
     """Return a tensor's values, flat, for JSON."""
     if tensor.dtype == "FP16":
         raise InvalidTensor(f"The output {tensor.name!r} is FP16, which has no JSON form. Ask for it in binary form.")
-    array = unpack(tensor).ravel()
     if tensor.dtype == "BYTES":
         try:
-            return [element.decode() for element in array.tolist()]
+            return [element.decode() for element in unpack(tensor).ravel().tolist()]
         except UnicodeDecodeError:
             raise InvalidTensor(f"The output {tensor.name!r} is not UTF-8 text. Ask for it in binary form.") from None
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    values = memoryview(tensor.data).cast("B").cast(_FORMATS[tensor.dtype]).tolist()
+    # The sum is finite if all are; if it is not, one of them need not be the reason.
+    if tensor.dtype in _FLOATS and not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):
         raise InvalidTensor(
             f"The output {tensor.name!r} holds NaN or infinity, which JSON cannot say. Ask for it in binary form "
             "(parameters.binary_data)."
         )
-    values: list[Any] = array.tolist()
     return values
 
 
