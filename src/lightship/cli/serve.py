@@ -1,14 +1,16 @@
-"""``lightship serve``: serve models over HTTP until told to stop."""
+"""``lightship serve``: serve models over HTTP and gRPC until told to stop."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from lightship.serve.server import Server, ServerOptions
+    from lightship.serve.tls import Certificate
 
 __all__ = ["serve"]
 
@@ -25,6 +27,22 @@ __all__ = ["serve"]
     help="Port of health, metrics and state, on loopback; 0 is any free port.",
 )
 @click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Speak gRPC too, on this port; 0 is any free port. [default: off]",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Certificate, then its chain (PEM): speak https and gRPC over TLS only. Needs --tls-key.",
+)
+@click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), help="Private key of --tls-cert (PEM).")
+@click.option(
+    "--plain-text",
+    is_flag=True,
+    help="Listen without TLS on an address other than loopback: something in front encrypts.",
+)
+@click.option(
     "--auth",
     type=click.Choice(["keys", "none"]),
     default="keys",
@@ -34,9 +52,19 @@ __all__ = ["serve"]
 @click.option("--log-requests", is_flag=True, help="Log every request, not only those that failed in the server.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
 def serve(
-    names: tuple[str, ...], port: int, host: str, control_port: int, auth: str, log_requests: bool, as_json: bool
+    names: tuple[str, ...],
+    port: int,
+    host: str,
+    control_port: int,
+    grpc_port: int | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    plain_text: bool,
+    auth: str,
+    log_requests: bool,
+    as_json: bool,
 ) -> None:
-    """Serve the models NAME over HTTP.
+    """Serve the models NAME over HTTP, and over gRPC with --grpc-port.
 
     A bare NAME is NAME@production. Each release is verified and has to get its golden examples right on this machine
     before the server says that it is ready. SIGTERM or Ctrl-C lets accepted requests finish; a second one does not.
@@ -49,22 +77,46 @@ def serve(
     home = Home.from_environment().ensure()
     key_file = KeyFile(home.keys) if auth == "keys" else None
     options = ServerOptions(
-        host=host, port=port, control_port=control_port, key_file=key_file, home=home, log_requests=log_requests
+        host=host,
+        port=port,
+        control_port=control_port,
+        grpc_port=grpc_port,
+        key_file=key_file,
+        certificate=_certificate(tls_cert, tls_key),
+        plain_text=plain_text,
+        home=home,
+        log_requests=log_requests,
     )
     if key_file is not None and (made := key_file.ensure_default()) is not None:
         click.echo(f"Made a first API key for inference: {made}", err=True)
     run_server(home, names, options, when_ready=lambda server: _say_ready(server, options, as_json=as_json))
 
 
+def _certificate(cert: Path | None, key: Path | None) -> Certificate | None:
+    from lightship.serve.tls import Certificate
+
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise click.UsageError("--tls-cert and --tls-key go together. Give both.")
+    return Certificate(cert, key)
+
+
 def _say_ready(server: Server, options: ServerOptions, *, as_json: bool) -> None:
-    models = [f"{model.name}:{model.version}" for model in server.models]
-    address = f"http://{_bracketed(server.host)}:{server.port}"
-    control = f"http://{_bracketed(server.control_host)}:{server.control_port}"
-    auth = "none" if options.key_file is None else "keys"
+    said: dict[str, object] = {
+        "models": [f"{model.name}:{model.version}" for model in server.models],
+        "url": f"{'http' if options.certificate is None else 'https'}://{_bracketed(server.host)}:{server.port}",
+        "control_url": f"http://{_bracketed(server.control_host)}:{server.control_port}",
+        "auth": "none" if options.key_file is None else "keys",
+    }
+    if server.grpc_port is not None:
+        said["grpc_url"] = f"{_bracketed(server.host)}:{server.grpc_port}"  # as gRPC's clients take it
     if as_json:
-        click.echo(json.dumps({"models": models, "url": address, "control_url": control, "auth": auth}))
-    else:
-        click.echo(f"Serving {', '.join(models)} at {address} (control: {control}, auth: {auth})")
+        click.echo(json.dumps(said))
+        return
+    names = ", ".join(f"{model.name}:{model.version}" for model in server.models)
+    grpc = f"gRPC: {said['grpc_url']}, " if "grpc_url" in said else ""
+    click.echo(f"Serving {names} at {said['url']} ({grpc}control: {said['control_url']}, auth: {said['auth']})")
 
 
 def _bracketed(host: str) -> str:

@@ -70,5 +70,5 @@ def _prepare_process(options: ServerOptions) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # weights stay in memory
     if os.geteuid() == 0:
         log.warning("the server runs as root; give it a user of its own")
-    if not is_loopback(options.host):
-        log.warning("listening on %s without TLS: put it behind something that encrypts", options.host)
+    if not is_loopback(options.host) and options.certificate is None:
+        log.warning("listening on %s without TLS: nobody must reach it but what encrypts in front of it", options.host)

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lightship.data.home import Home
 from lightship.errors import Conflict, InvalidInput, LightshipError, Unavailable
@@ -34,14 +34,20 @@ from lightship.serve.metrics import RequestFigures
 from lightship.serve.model import ServedModel
 from lightship.serve.request_log import RequestLog
 from lightship.serve.source import ModelSource
+from lightship.serve.tls import Certificate
 from lightship.serve.versions import Versions
 from lightship.serve.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from lightship.serve.grpc_front import GrpcFront
 
 __all__ = ["Server", "ServerOptions", "is_loopback"]
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2_048
+_TAKE_S = 1.0  # for the handshakes of connections that the kernel had made before the server stopped listening
+_TLS_END_S = 1.0  # for a client's own end of the encryption; then the connection closes without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,10 @@ class ServerOptions:
 
     Attributes:
         port, control_port: 0 is any free port.
+        grpc_port: of the V2 protocol over gRPC; ``None``: it is not spoken.
         key_file: ``None`` asks for no keys; then ``host`` must be a loopback address.
+        certificate: for both doors of the data plane; ``None`` speaks plain text, which another address than loopback
+            takes only with ``plain_text``: something in front encrypts.
         home: whose registry is watched for moved aliases; None watches nothing.
         keep_previous: keep the worker of the version before, so that a rollback needs no loading.
         log_requests: write one line for every request, not only for those that failed inside the server.
@@ -60,7 +69,10 @@ class ServerOptions:
     port: int = 8000
     control_host: str = "127.0.0.1"
     control_port: int = 0
+    grpc_port: int | None = None
     key_file: KeyFile | None = None
+    certificate: Certificate | None = None
+    plain_text: bool = False
     limits: Limits = field(default_factory=Limits)
     clocks: Clocks = field(default_factory=Clocks)
     home: Home | None = None
@@ -75,6 +87,11 @@ class ServerOptions:
                     f"Without keys (`--auth none`) a server listens on a loopback address only. Got {host!r}. "
                     "Leave out --auth none, or use --host 127.0.0.1."
                 )
+        if not is_loopback(self.host) and self.certificate is None and not self.plain_text:
+            raise InvalidInput(
+                f"On {self.host} keys and data would cross a network in plain text. Give --tls-cert and --tls-key; "
+                "or --plain-text, if something in front of the server encrypts."
+            )
 
 
 def is_loopback(host: str) -> bool:
@@ -114,6 +131,7 @@ class Server:
         self.stopping = False
         self.host, self.port = options.host, options.port
         self.control_host, self.control_port = options.control_host, options.control_port
+        self.grpc_port: int | None = None
         self._listener: asyncio.Server | None = None
         self._socket: socket.socket | None = None
         self._control: ControlPlane | None = None
@@ -121,6 +139,8 @@ class Server:
         self._forced: asyncio.Event
         self._request_log: RequestLog
         self.front: Front
+        self._grpc: GrpcFront | None = None
+        self._tls: dict[str, Any] = {}  # what the loop's functions take
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
@@ -143,6 +163,8 @@ class Server:
         # The ports first: a port that is taken should be known before models are loaded.
         data, control = _listen(self.host, self.port), _listen(self.control_host, self.control_port)
         self.port, self.control_port = data.getsockname()[1], control.getsockname()[1]
+        self._prepare_tls()
+        self._grpc = self._listen_grpc()
         # The control plane starts beside the models: whoever watches sees a server that is live and not yet ready.
         self._control = ControlPlane(self, access=Access(self.options.key_file, clock=_monotonic), sock=control)
         try:
@@ -152,13 +174,17 @@ class Server:
                     group.create_task(model.start(self._workers.pop() if self._workers else None))
         except BaseExceptionGroup as exc:
             data.close()
+            if self._grpc is not None:
+                await self._grpc.abort()
             await self._close_models()
             await self._control.stop()
             raise _first_error(exc) from exc
         await self._end_spare_workers()
         self.versions.start()
         self._socket = data
-        self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG)
+        self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG, **self._tls)
+        if self._grpc is not None:
+            self._grpc.start()
         return self
 
     async def __aexit__(
@@ -169,6 +195,8 @@ class Server:
             await self._drain()
         finally:
             self.front.abort()
+            if self._grpc is not None:
+                await self._grpc.abort()
             await self._close_models()
             if self._control is not None:
                 await self._control.stop()
@@ -205,21 +233,36 @@ class Server:
         clocks = self.options.clocks
         self.front.last_answers = True
         await asyncio.sleep(clocks.lame_s)  # requests that are on their way, and connections the kernel has taken
+        await asyncio.gather(self._drain_http(clocks.drain_s), self._drain_grpc(clocks.drain_s))
+
+    async def _drain_http(self, timeout_s: float) -> None:
         await self._stop_listening()
-        if not await self.front.drain(clocks.drain_s):
-            log.warning("%d connections were not done after %g s", len(self.front.connections), clocks.drain_s)
+        if not await self.front.drain(timeout_s):
+            log.warning("%d connections were not done after %g s", len(self.front.connections), timeout_s)
+
+    async def _drain_grpc(self, timeout_s: float) -> None:
+        if self._grpc is not None and not await self._grpc.drain(timeout_s):
+            log.warning("not all gRPC calls were done after %g s", timeout_s)
 
     async def _stop_listening(self) -> None:
         """Close the listening socket, but first take the connections that the kernel has made: closing resets them."""
         if self._listener is None or self._socket is None:
             return
         self._socket.listen(0)  # from here on the kernel makes next to none
+        taken: list[asyncio.Task[object]] = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 accepted, _ = self._socket.accept()
                 accepted.setblocking(False)
-                await asyncio.get_running_loop().connect_accepted_socket(self.front.connection, accepted)
+                taken.append(asyncio.ensure_future(self._take(accepted)))
+        if taken:
+            await asyncio.wait(taken, timeout=_TAKE_S)
         self._listener.close()
+
+    async def _take(self, accepted: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # a client that fails its handshake, or has gone
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(self.front.connection, accepted, **self._tls)
 
     def _make(self, source: ModelSource) -> ServedModel:
         options = self.options
@@ -236,6 +279,35 @@ class Server:
         await self.versions.close()
         await self._end_spare_workers()
         await asyncio.gather(*(model.close() for model in self.models))
+
+    def _prepare_tls(self) -> None:
+        if self.options.certificate is not None:
+            self._tls = {
+                "ssl": self.options.certificate.server_context(),
+                "ssl_handshake_timeout": self.options.clocks.head_s,
+                "ssl_shutdown_timeout": _TLS_END_S,
+            }
+
+    def _listen_grpc(self) -> GrpcFront | None:
+        options = self.options
+        if options.grpc_port is None:
+            return None
+        # Late: who does not speak gRPC does not wait for its libraries.
+        from lightship.serve.contracts.v2_grpc import V2Grpc
+        from lightship.serve.grpc_front import GrpcFront
+
+        contract = V2Grpc(self.catalog, limits=options.limits, stopping=lambda: self.stopping)
+        front = GrpcFront(
+            contract.methods(),
+            Access(options.key_file, clock=_monotonic),
+            limits=options.limits,
+            clocks=options.clocks,
+            served=self._counted,
+            stream_error=contract.stream_error,
+        )
+        credentials = options.certificate.grpc_credentials() if options.certificate is not None else None
+        self.grpc_port = front.listen(self.host, options.grpc_port, credentials)
+        return front
 
     def _dispatcher(self, access: Access) -> Dispatcher:
         dispatcher = Dispatcher(access)
@@ -255,8 +327,11 @@ class Server:
         exchange.answer(Response(200, (b'{"ready":true}',)))
 
     def _served(self, exchange: Exchange, response: Response, seconds: float) -> None:
-        self.requests.add(exchange.contract, exchange.model, response.status, seconds)
-        self._request_log.add(exchange, response.status, seconds)
+        self._counted(exchange, response.status, seconds)
+
+    def _counted(self, exchange: Exchange, status: int, seconds: float) -> None:
+        self.requests.add(exchange.contract, exchange.model, status, seconds)
+        self._request_log.add(exchange, status, seconds)
 
 
 def _live(exchange: Exchange) -> None:
