@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Self, overload
 
 import numpy as np
 
 from lightship.apply.answers import Answer
+from lightship.apply.graph_rows import run_rows
 from lightship.apply.images import Image, raw_of
 from lightship.bundle.arrays import array_from_npy
 from lightship.bundle.manifest import Expected, Manifest, Variant
 from lightship.bundle.store import BundleReader
 from lightship.data.home import Home
+from lightship.engine.difference import require_golden
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import BundleRefused, InvalidInput, LightshipError, NotFound
+from lightship.errors import BundleRefused, InvalidInput, LightshipError, NotFound, UnsupportedMedia
 from lightship.registry.releases import read_release
 from lightship.registry.resolve import Resolved
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Raw, Task
+from lightship.tasks.tensors import is_batched
 from lightship.types import Json, Verdict
 from lightship.validate.checks.golden import check_golden
 
@@ -52,7 +56,9 @@ def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
     if variant is None:
         raise BundleRefused(f"The bundle {bundle.digest} has no variant {manifest.default!r}, its default.")
     task = load_task(manifest.task.name, manifest.task.codec_version, manifest.task.config)
-    runner = load_runner(bundle.read(variant.graph), engine=variant.engine, options=_options(variant.options))
+    batched = is_batched(manifest.interface.inputs, manifest.interface.outputs)
+    options = replace(_options(variant.options), batched=batched)
+    runner = load_runner(bundle.read(variant.graph), engine=variant.engine, options=options)
     try:
         _self_test(bundle, variant, task, runner)
     except BaseException:
@@ -69,6 +75,7 @@ class Model:
         version: likewise.
         bundle: digest of the bundle, ``sha256:<hex>``.
         task: encodes images and decodes answers.
+        interface: what the graph takes and gives, and the sizes that were proven.
     """
 
     def __init__(self, resolved: Resolved, manifest: Manifest, task: Task, runner: Runner) -> None:
@@ -77,6 +84,7 @@ class Model:
         self.bundle = resolved.bundle
         self.variant = manifest.default
         self.task = task
+        self.interface = manifest.interface
         self._runner: Runner | None = runner
         self._least_rows, self._most_rows = manifest.interface.proven.get("batch", (1, 1))
         self._closing = threading.Lock()
@@ -102,16 +110,29 @@ class Model:
         if runner is not None:
             runner.close()
 
-    def predict(self, image: Image) -> Answer:
-        """Return the answer to one image.
+    @overload
+    def predict(self, image: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def predict(self, image: Image) -> Answer: ...
+
+    def predict(self, image: Image | Mapping[str, np.ndarray]) -> Answer | dict[str, np.ndarray]:
+        """Return the answer to one image; or, for arrays, what the graph gives for them.
 
         Args:
-            image: bytes of a PNG, JPEG or WebP file, the path of one, or uint8 (height, width[, 1 or 3]).
+            image: bytes of a PNG, JPEG or WebP file, the path of one, or uint8 (height, width[, 1 or 3]). Or arrays by
+                the name of the graph's input, with the batch axis: any model takes them, and one that was imported
+                takes nothing else.
+
+        Returns:
+            An ``Answer``; for arrays, the outputs by name, with the batch axis.
 
         Raises:
-            InvalidInput: the image cannot be used; its subclasses say why.
+            InvalidInput: the image or an array cannot be used; its subclasses say why.
             NotFound: there is no file at the path.
         """
+        if isinstance(image, Mapping):
+            return run_rows(self._loaded(), self.interface, image)
         return self._run([self._encode(None, image)])[0]
 
     def predict_many(self, images: Iterable[Image], *, batch_rows: int = BATCH_ROWS) -> list[Answer]:
@@ -138,6 +159,11 @@ class Model:
         return max(1, min(wanted, self._most_rows))
 
     def _encode(self, number: int | None, image: Image) -> dict[str, np.ndarray]:
+        if not self.labels:
+            raise UnsupportedMedia(
+                f"The model {self.name!r} was imported and takes tensors, no images: "
+                f"predict({{{', '.join(f'{spec.name!r}: array' for spec in self.interface.inputs)}}})."
+            )
         try:
             return self.task.encode(raw_of(image))
         except (InvalidInput, NotFound) as exc:
@@ -145,10 +171,14 @@ class Model:
                 raise
             raise type(exc)(f"Image {number} (counted from 0): {exc}") from exc
 
-    def _run(self, rows: list[dict[str, np.ndarray]]) -> list[Answer]:
+    def _loaded(self) -> Runner:
         runner = self._runner
         if runner is None:
             raise LightshipError(f"The model {self.name}:{self.version} was closed. Load it again.")
+        return runner
+
+    def _run(self, rows: list[dict[str, np.ndarray]]) -> list[Answer]:
+        runner = self._loaded()
         # A graph that was proven from some number of rows up gets the last row again until there are as many.
         padded = rows + [rows[-1]] * (self._least_rows - len(rows))
         outputs = runner.run({name: np.stack([row[name] for row in padded]) for name in rows[0]})
@@ -173,6 +203,9 @@ def _self_test(bundle: BundleReader, variant: Variant, task: Task, runner: Runne
     """Refuse a model that does not answer its golden examples here as it did when it was released."""
     golden = bundle.manifest.golden
     if not golden.inputs:
+        return
+    if not task.labels:
+        _tensors_self_test(bundle, golden.expected[variant.name], task, runner)
         return
     raws: list[Raw] = [bundle.read(path) for path in golden.inputs]
     expected: Expected = golden.expected[variant.name]
@@ -199,3 +232,15 @@ def _self_test(bundle: BundleReader, variant: Variant, task: Task, runner: Runne
                 f"The self-test of variant {variant.name!r} failed on this machine. {found.summary}. "
                 "See what differs with `lightship verify`; the model is not used."
             )
+
+
+def _tensors_self_test(bundle: BundleReader, expected: Expected, task: Task, runner: Runner) -> None:
+    """Run each golden input alone, as it is: nothing is known of it but its tensors."""
+    batched = is_batched(task.inputs, task.outputs)
+    recorded = {name: array_from_npy(bundle.read(path), what=path) for name, path in expected.outputs.items()}
+    for index, path in enumerate(bundle.manifest.golden.inputs):
+        row = task.encode(bundle.read(path))
+        outputs = runner.run({name: array[np.newaxis] if batched else array for name, array in row.items()})
+        for name, rows in recorded.items():
+            found = outputs[name] if batched else outputs[name][np.newaxis]
+            require_golden(path, name, found, rows[index], tolerance=float(expected.tolerance))

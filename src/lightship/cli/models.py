@@ -19,13 +19,18 @@ __all__ = ["history", "models", "promote", "rollback", "show"]
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 _alias_option = click.option("--alias", default="production", show_default=True, help="The alias to move.")
+_accept_option = click.option(
+    "--accept-unproven",
+    is_flag=True,
+    help="Go on even if evidence for that version is missing; the history says who accepted it.",
+)
 _why_option = click.option("--why", default="", help="The reason; it is kept in the history.")
 
 
 @click.command()
 @_json_option
 def models(as_json: bool) -> None:
-    """List the models of this home: versions and where the aliases point."""
+    """List the models of this home: versions, where the aliases point, and which versions are unproven."""
     from lightship.data.home import Home
 
     found: tuple[ModelRecord, ...] = ()
@@ -36,12 +41,14 @@ def models(as_json: bool) -> None:
         click.echo(json.dumps({"models": [asdict(model) for model in found]}))
         return
     if not found:
-        click.echo("There is no model yet. Release one with: lightship ship RECIPE.toml", err=True)
+        click.echo(
+            "There is no model yet. Release one with: lightship ship RECIPE.toml, or lightship import FILE", err=True
+        )
         return
     say_table(
-        ("NAME", "VERSIONS", "LATEST", "ALIASES"),
+        ("NAME", "VERSIONS", "LATEST", "ALIASES", "UNPROVEN"),
         (
-            (model.name, str(model.versions), str(model.latest), _pairs(model.aliases.items()))
+            (model.name, str(model.versions), str(model.latest), _pairs(model.aliases.items()), _listed(model.unproven))
             for model in found
         ),
     )  # fmt: skip
@@ -84,7 +91,7 @@ def show(reference: str, as_json: bool) -> None:
 @click.argument("reference", metavar="NAME:VERSION")
 @_alias_option
 @_why_option
-@click.option("--accept-unproven", is_flag=True, help="Promote a version even if evidence for it is missing.")
+@_accept_option
 @_json_option
 def promote(reference: str, alias: str, why: str, accept_unproven: bool, as_json: bool) -> None:
     """Point an alias at a version. A server reads the alias when it starts.
@@ -106,11 +113,12 @@ def promote(reference: str, alias: str, why: str, accept_unproven: bool, as_json
 @click.argument("name")
 @_alias_option
 @_why_option
+@_accept_option
 @_json_option
-def rollback(name: str, alias: str, why: str, as_json: bool) -> None:
+def rollback(name: str, alias: str, why: str, accept_unproven: bool, as_json: bool) -> None:
     """Point an alias of NAME back at the version it had before. Done twice, it goes two versions back."""
     with _open() as registry:
-        move = registry.rollback(name, alias, who=_who(), why=why)
+        move = registry.rollback(name, alias, who=_who(), why=why, accept_unproven=accept_unproven)
     _say_move(move, as_json)
 
 
@@ -171,7 +179,12 @@ def _say_move(move: AliasMove, as_json: bool) -> None:
 
 
 def _say_version(version: VersionRecord) -> None:
-    status = "unproven: evidence is missing" if version.unproven else f"released on {len(version.evidence)} checks"
+    from lightship.types import Verdict
+
+    status = f"released on {len(version.evidence)} checks"
+    if version.unproven:
+        lacking = ", ".join(row.check for row in version.evidence if row.verdict == Verdict.UNPROVEN)
+        status = f"unproven: {lacking or 'evidence'} {'was not measured' if lacking else 'is missing'}"
     lines = {
         f"{version.name}:{version.version}": " ".join(f"@{alias}" for alias in version.aliases) or "(no alias)",
         "status": status,
@@ -209,6 +222,10 @@ def _change(entry: HistoryEntry) -> str:
 
 def _pairs(aliases: Iterable[tuple[str, int]]) -> str:
     return " ".join(f"{alias}={version}" for alias, version in aliases)
+
+
+def _listed(versions: Iterable[int]) -> str:
+    return " ".join(map(str, versions)) or "-"
 
 
 def _minute(at: str) -> str:

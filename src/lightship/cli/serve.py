@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +51,22 @@ __all__ = ["serve"]
     show_default=True,
     help="keys: `Authorization: Bearer KEY`, see `lightship keys`. none: only on a loopback address.",
 )
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another value for a limit or a clock, e.g. queue_requests=512, body_bytes=1g, drain_s=10. Repeatable.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads of each model. [default: its share]")
+@click.option("--worker-memory", metavar="SIZE", help="Memory of each model's process, e.g. 2g. [default: its share]")
+@click.option(
+    "--keep-previous/--no-keep-previous",
+    default=True,
+    show_default=True,
+    help="Keep the version before in memory, so that a rollback needs no loading.",
+)
+@click.option("--retune", is_flag=True, help="Measure the best batch of each model again, when the server is idle.")
 @click.option("--log-requests", is_flag=True, help="Log every request, not only those that failed in the server.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
 def serve(
@@ -61,6 +79,11 @@ def serve(
     tls_key: Path | None,
     plain_text: bool,
     auth: str,
+    limits: tuple[str, ...],
+    threads: int | None,
+    worker_memory: str | None,
+    keep_previous: bool,
+    retune: bool,
     log_requests: bool,
     as_json: bool,
 ) -> None:
@@ -69,13 +92,18 @@ def serve(
     A bare NAME is NAME@production. Each release is verified and has to get its golden examples right on this machine
     before the server says that it is ready. SIGTERM or Ctrl-C lets accepted requests finish; a second one does not.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server is there to end by itself
+        signal.signal(number, lambda *_: sys.exit(0))
+
     from lightship.data.home import Home
     from lightship.serve.access import KeyFile
+    from lightship.serve.limits import limits_of, size_of
     from lightship.serve.run import run_server
     from lightship.serve.server import ServerOptions
 
     home = Home.from_environment().ensure()
     key_file = KeyFile(home.keys) if auth == "keys" else None
+    sizes, clocks = limits_of(limits)
     options = ServerOptions(
         host=host,
         port=port,
@@ -85,6 +113,12 @@ def serve(
         certificate=_certificate(tls_cert, tls_key),
         plain_text=plain_text,
         home=home,
+        limits=sizes,
+        clocks=clocks,
+        threads=threads,
+        worker_memory_bytes=None if worker_memory is None else size_of(worker_memory),
+        keep_previous=keep_previous,
+        retune=retune,
         log_requests=log_requests,
     )
     if key_file is not None and (made := key_file.ensure_default()) is not None:
@@ -114,7 +148,10 @@ def _say_ready(server: Server, options: ServerOptions, *, as_json: bool) -> None
     if as_json:
         click.echo(json.dumps(said))
         return
-    names = ", ".join(f"{model.name}:{model.version}" for model in server.models)
+    names = ", ".join(
+        f"{model.name}:{model.version}{' (structural)' if model.source.status == 'structural' else ''}"
+        for model in server.models
+    )
     grpc = f"gRPC: {said['grpc_url']}, " if "grpc_url" in said else ""
     click.echo(f"Serving {names} at {said['url']} ({grpc}control: {said['control_url']}, auth: {said['auth']})")
 

@@ -32,6 +32,8 @@ def verify(what: str, as_json: bool) -> None:
     click.echo(f"{found.name}:{found.version} is whole: {found.files} files, {found.bytes:,} bytes")
     click.echo(f"  bundle     {found.bundle}")
     click.echo(f"  release    {found.release}  ({found.status})")
+    if found.status == "structural":
+        click.echo("             structural: it is what was tried; how good its answers are was not measured")
     click.echo(f"  signed by  {kind}  {found.signer.key_id}")
     for each in found.evidence:
         click.echo(f"  {each.verdict:<10} {each.check:<16} {each.summary}")

@@ -4,7 +4,38 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["largest_difference"]
+from lightship.errors import BundleRefused
+from lightship.tasks.golden_texts import packed_texts
+
+__all__ = ["largest_difference", "require_golden"]
+
+
+def require_golden(name: str, output: str, found: np.ndarray, expected: np.ndarray, *, tolerance: float) -> None:
+    """Compare the first row that a graph gave for a golden input with the recorded one; texts by their packed form.
+
+    Args:
+        name: of the golden input.
+        output: its name.
+        found: with rows; the first counts.
+        expected: one row, as ``golden`` of a bundle holds it.
+        tolerance: largest absolute difference that passes.
+
+    Raises:
+        BundleRefused: they are further apart, or have other shapes.
+    """
+    row = packed_texts(found[:1]) if found.dtype == object else found[:1]
+    if found.dtype == object and row.shape[1] < len(expected):
+        row = np.pad(row, ((0, 0), (0, len(expected) - row.shape[1])))
+    if row.shape != (1, *expected.shape):
+        raise BundleRefused(
+            f"The golden input {name} must give {output!r} of shape {list(expected.shape)}. Got {list(row.shape[1:])}."
+        )
+    worst = largest_difference(row[0], expected)
+    if not worst <= tolerance:
+        raise BundleRefused(
+            f"The golden input {name} must give the expected {output!r} within {tolerance:g}. Here it differs by "
+            f"{worst:g}: preprocessing, graph or this machine is not what the release was tested with."
+        )
 
 
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:

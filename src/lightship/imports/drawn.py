@@ -15,10 +15,10 @@ from lightship.types import DTYPES, TensorSpec
 
 __all__ = ["STYLES", "draw"]
 
-STYLES = ("plain", "unit", "ones", "zeros")
-"""From the most telling to the safest: floats normal and integers 0 or 1; floats in [0, 1); constants."""
+STYLES = ("wide", "plain", "unit", "ones", "zeros")
+"""The most telling first: floats normal, integers below 100; integers below 2; floats below 1; constants."""
 
-_BYTE_MAX = 256
+_BYTES, _WIDE = 256, 100  # pixels; and what is below any vocabulary
 _SEED = 20_260_101
 
 
@@ -56,7 +56,8 @@ def _values(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], 
         return np.ones(shape, dtype)
     if "type_id" in name or "segment" in name:  # 0 is the only one that every model has
         return np.zeros(shape, dtype)
-    top = _BYTE_MAX if spec.dtype == "UINT8" and style == "plain" else 2
+    wide = _BYTES if spec.dtype == "UINT8" else _WIDE
+    top = wide if style == "wide" and spec.dtype != "BOOL" else 2
     return np.asarray(rng.integers(0, top, size=shape)).astype(dtype)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import InvalidInput, InvalidTensor, LightshipError, Refused
 from lightship.imports.drawn import STYLES, draw
 from lightship.tasks.task import Tensors
-from lightship.tasks.tensors import BATCH
+from lightship.tasks.tensors import BATCH, is_batched
 from lightship.types import DTYPES, Dim, Interface, Json, TensorSpec
 
 __all__ = ["Bounds", "Found", "try_graph"]
@@ -101,10 +101,6 @@ def _silent(what: str, runs: int) -> None:
     """Tell nobody."""
 
 
-class _Nothing(InvalidInput):
-    """No input that was tried could be run."""
-
-
 def try_graph(
     graph: bytes,
     *,
@@ -153,6 +149,7 @@ class _Trial:
         self._tried: list[Json] = []
         self._style = STYLES[0]
         self._start: dict[str, int] = {}
+        self._leader: dict[str, str] = {}  # of a dimension that always has the size of another one
         self._floor: dict[str, float] = {}
         self._allowed: dict[str, float] = {}
         self._cpu_s = 0.0
@@ -182,7 +179,7 @@ class _Trial:
         interface, named = self._named(proven)
         return Found(
             interface=interface,
-            rows=tuple({k: v[0] for k, v in row.items()} if self._batched else row for row in rows),
+            rows=tuple(_without_batch(row) if self._batched else row for row in rows),
             expected=expected,
             tolerance=tolerance,
             golden={
@@ -223,7 +220,7 @@ class _Trial:
                 self._start, self._style = sizes, style
                 self._observed.clear()
                 return self._more_rows(row)
-        raise _Nothing(
+        raise InvalidInput(
             f"The graph ran on none of the inputs that were drawn for it; the last try: {last} "
             "Give rows that it takes: --golden rows.npz, arrays by the name of the input, the first axis are rows."
         )
@@ -417,8 +414,16 @@ class _Trial:
         """Return the proven range of each free dimension of the inputs, by the engine's names."""
         proven: dict[str, tuple[int, int]] = {}
         batch = self._proven_batch(rows, alone) if self._batched else 1
+        rows_at_once = min(batch, 2)
         for dim in self._start:
-            proven[dim] = self._proven_size(dim, rows=min(batch, 2))
+            if dim in self._leader:
+                continue
+            proven[dim] = self._proven_size(dim, rows=rows_at_once)
+            if proven[dim] == (self._start[dim],) * 2 and self._tie(dim, rows=rows_at_once):
+                proven[dim] = self._proven_size(dim, rows=rows_at_once)
+        for dim, leader in self._leader.items():
+            proven.pop(dim, None)
+            self._words.append(f"{dim} must be as large as {leader}")
         batch, proven = self._proven_corner(batch, proven)
         if self._batched:
             proven |= {dim: (1, batch) for dim in self._first if isinstance(dim, str)}
@@ -439,12 +444,14 @@ class _Trial:
         proven = 1
         for size in sizes:
             if cost_s * size > self._bounds.batch_cpu_s:
-                self._words.append(f"batches end at {proven} rows: {size} would cost {cost_s * size:.0f} s of CPU time")
+                self._words.append(f"{_rows(proven)}: {size} would cost {cost_s * size:.0f} s of CPU time")
                 break
             why = self._batch_problem([rows[index % len(rows)] for index in range(size)], alone)
             self._tried.append({"dimension": BATCH, "size": size, "problem": why or None})
             if why:
-                self._words.append(f"batches end at {proven} rows: {size} rows fail, {why}")
+                if proven == 1:
+                    why += " (badly conditioned inputs? Then give real rows: --golden)"
+                self._words.append(f"{_rows(proven)}: {size} rows fail, {why}")
                 break
             proven = size
         return proven
@@ -509,6 +516,25 @@ class _Trial:
             low = size
         return low, high
 
+    def _tie(self, dim: str, *, rows: int) -> bool:
+        """Find the dimensions that only change together with this one: a file need not name them alike."""
+        start = self._start[dim]
+        others = [d for d, size in self._start.items() if d != dim and size == start and d not in self._leader]
+        for step in (start + 1, max(start - 1, 1)):
+            together = {*others}
+            if step == start or self._sizes_problem(self._at(step, {dim, *together}), rows=rows):
+                continue
+            for other in others:
+                if not self._sizes_problem(self._at(step, {dim, *together} - {other}), rows=rows):
+                    together.discard(other)
+            self._leader |= dict.fromkeys(together, dim)
+            return bool(together)
+        return False
+
+    def _at(self, size: int, dims: set[str]) -> dict[str, int]:
+        """Return the start's sizes, with another one for some dimensions."""
+        return {**self._start, **dict.fromkeys(dims, size)}
+
     def _edge(self, dim: str, good: int, bad: int, *, rows: int) -> int:
         """Return the size next to the first that fails, by halving."""
         while abs(good - bad) > 1:
@@ -520,7 +546,8 @@ class _Trial:
         return good
 
     def _size_problem(self, dim: str, size: int, *, rows: int) -> str:
-        problem = self._sizes_problem({**self._start, dim: size}, rows=rows)
+        tied = {other for other, leader in self._leader.items() if leader == dim}
+        problem = self._sizes_problem(self._at(size, {dim, *tied}), rows=rows)
         self._tried.append({"dimension": dim, "size": size, "problem": problem or None})
         return problem
 
@@ -533,7 +560,7 @@ class _Trial:
                 return ""
             together = self._run(_stack(batch), rows=rows)
         except LightshipError as exc:
-            return str(exc)
+            return str(exc).partition(". ")[0]
         for name, array in together.items():
             if array.shape[:1] != (rows,):
                 return f"{rows} rows gave {name!r} of shape {list(array.shape)}"
@@ -550,7 +577,7 @@ class _Trial:
             return batch, proven
         proven = dict(proven)
         while True:
-            sizes = {dim: high for dim, (_, high) in proven.items()}
+            sizes = {dim: proven[self._leader.get(dim, dim)][1] for dim in self._start}
             problem = self._sizes_problem(sizes, rows=1)
             cost_s = self._cpu_s
             if not problem and cost_s <= self._bounds.batch_cpu_s:
@@ -567,7 +594,7 @@ class _Trial:
             if cost_s * batch <= self._bounds.batch_cpu_s and not self._sizes_problem(sizes, rows=batch):
                 break
             batch //= 2
-            self._words.append(f"batches end at {batch} rows: that many are possible at {_listed(sizes)}")
+            self._words.append(f"{_rows(batch)}: more would take too long or fail at {_listed(sizes)}")
         together: dict[str, Json] = {**sizes, **({BATCH: batch} if self._batched else {})}
         self._tried.append({"dimension": "all together", "size": together, "problem": None})
         return batch, proven
@@ -576,21 +603,27 @@ class _Trial:
 
     def _named(self, proven: Mapping[str, tuple[int, int]]) -> tuple[Interface, dict[str, str]]:
         """Return the interface with the bundle's names, and those by the engine's."""
-        taken = {BATCH}
+        taken = {BATCH} if self._batched else set()
         names: dict[str, str] = {}
         everywhere = [d for spec in (*self._inputs, *self._interface.outputs) for d in spec.shape if isinstance(d, str)]
         for dim in dict.fromkeys(everywhere):
             if self._batched and dim in self._first:
                 names[dim] = BATCH
                 continue
-            names[dim] = _fresh(dim, taken)
-            taken.add(names[dim])
+            if dim not in self._leader:
+                names[dim] = _fresh(dim, taken)
+                taken.add(names[dim])
+        names |= {dim: names[leader] for dim, leader in self._leader.items()}
         inputs = tuple(
             TensorSpec(spec.name, spec.dtype, tuple(names[d] if isinstance(d, str) else d for d in spec.shape))
             for spec in self._inputs
         )
         outputs = tuple(self._output(spec, names, taken) for spec in self._interface.outputs)
         ranges = {names[dim]: proven[dim] for dim in proven}
+        if not self._batched and is_batched(inputs, outputs):
+            # A file that says `batch` of what are no rows would have requests run together.
+            inputs, outputs = (_renamed(specs, "rows") for specs in (inputs, outputs))
+            ranges = {"rows" if dim == BATCH else dim: sizes for dim, sizes in ranges.items()}
         return Interface(inputs, outputs, proven=ranges), names
 
     def _output(self, spec: TensorSpec, names: Mapping[str, str], taken: set[str]) -> TensorSpec:
@@ -625,10 +658,12 @@ class _Trial:
         if declared is None and len(sizes) == 1 and min(sizes) >= 1:
             return next(iter(sizes))
         follows = [dim for dim in self._start if all(seen.sizes.get(dim) == size for seen, size in found)]
-        if isinstance(declared, str) and (declared in follows or declared not in self._free):
+        if isinstance(declared, str) and declared in follows:
             return names[declared]
         if follows and len(sizes) > 1:
             return names[follows[0]]
+        if isinstance(declared, str) and declared not in self._free:
+            return names[declared]
         fresh = _fresh("free", taken)
         taken.add(fresh)
         return fresh
@@ -654,6 +689,10 @@ def _check_interface(interface: Interface) -> None:
                     f"Input {spec.name!r} of the graph has the shape {list(spec.shape)}: a fixed size must be in "
                     f"[1, {_MAX_SIZE}]. Export it with free sizes where they are not known."
                 )
+
+
+def _renamed(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, ...]:
+    return tuple(replace(spec, shape=tuple(name if dim == BATCH else dim for dim in spec.shape)) for spec in specs)
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -702,6 +741,11 @@ def _stack(rows: Sequence[Tensors]) -> Tensors:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
+def _without_batch(row: Tensors) -> Tensors:
+    """Return one row without its batch axis; an array also where nothing is left but one value."""
+    return {name: array.reshape(array.shape[1:]) for name, array in row.items()}
+
+
 def _equal(a: Tensors, b: Tensors) -> bool:
     return all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -726,6 +770,10 @@ def _floor(arrays: Sequence[np.ndarray]) -> float:
     kind = np.float16 if dtype == np.float16 else np.float32
     largest = min(_largest(arrays), float(np.finfo(kind).max))
     return ulps * float(np.spacing(kind(largest)))
+
+
+def _rows(most: int) -> str:
+    return "rows run one at a time" if most == 1 else f"batches end at {most} rows"
 
 
 def _listed(sizes: Mapping[str, int]) -> str:

@@ -99,6 +99,10 @@ class Registry:
             aliases: dict[int, dict[str, int]] = {}
             for row in connection.execute(select(ALIASES).order_by(ALIASES.c.alias)):
                 aliases.setdefault(row.model_id, {})[row.alias] = row.version
+            unproven: dict[int, list[int]] = {}
+            lacking = select(VERSIONS.c.model_id, VERSIONS.c.version).where(VERSIONS.c.unproven)
+            for row in connection.execute(lacking.order_by(VERSIONS.c.version)):
+                unproven.setdefault(row.model_id, []).append(row.version)
             query = (
                 select(MODELS, func.count().label("versions"), func.max(VERSIONS.c.version).label("latest"))
                 .join(VERSIONS, VERSIONS.c.model_id == MODELS.c.id)
@@ -106,7 +110,14 @@ class Registry:
                 .order_by(MODELS.c.name)
             )
             return tuple(
-                ModelRecord(row.name, row.created, row.versions, row.latest, aliases.get(row.id, {}))
+                ModelRecord(
+                    row.name,
+                    row.created,
+                    row.versions,
+                    row.latest,
+                    aliases.get(row.id, {}),
+                    tuple(unproven.get(row.id, [])),
+                )
                 for row in connection.execute(query)
             )
 

@@ -60,13 +60,14 @@ class VersionRecord:
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A name, how many versions it has, the newest of them, and where its aliases point."""
+    """A name, how many versions it has, the newest of them, where its aliases point, which versions are unproven."""
 
     name: str
     created: str
     versions: int
     latest: int
     aliases: Mapping[str, int]
+    unproven: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

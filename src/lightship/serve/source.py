@@ -6,6 +6,7 @@ that were checked: nothing is read a second time.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from lightship.bundle.manifest import Manifest, Variant
@@ -15,6 +16,8 @@ from lightship.registry.releases import read_release
 from lightship.types import Interface
 
 __all__ = ["ModelSource", "read_source"]
+
+log = logging.getLogger(__name__)
 
 BATCH = "batch"
 
@@ -29,6 +32,7 @@ class ModelSource:
         batch_rows: the largest batch that the graph was proven for; 0 if it has no batch dimension.
         golden: (path, raw bytes) of each golden input.
         expected: ``.npy`` bytes by the name of the output, for this variant.
+        status: of the release; ``structural`` says that nobody measured how good its answers are.
     """
 
     reference: str
@@ -43,6 +47,7 @@ class ModelSource:
     golden: tuple[tuple[str, bytes], ...]
     expected: tuple[tuple[str, bytes], ...]
     tolerance: str
+    status: str = "passed"
 
     @property
     def interface(self) -> Interface:
@@ -62,6 +67,8 @@ def read_source(home: Home, reference: str) -> ModelSource:
     manifest = bundle.manifest
     variant = next(variant for variant in manifest.variants if variant.name == manifest.default)
     expected = manifest.golden.expected.get(variant.name)
+    if release.verification.status == "structural":
+        log.warning("%s:%s is structural: how good its answers are was not measured", resolved.name, resolved.version)
     return ModelSource(
         reference=reference,
         name=resolved.name,
@@ -75,6 +82,7 @@ def read_source(home: Home, reference: str) -> ModelSource:
         golden=tuple((path, bundle.read(path)) for path in manifest.golden.inputs),
         expected=tuple((name, bundle.read(path)) for name, path in expected.outputs.items()) if expected else (),
         tolerance=expected.tolerance if expected else "0",
+        status=release.verification.status,
     )
 
 

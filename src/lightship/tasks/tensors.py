@@ -18,7 +18,7 @@ from lightship.tasks.npz import read_npz, write_npz
 from lightship.tasks.task import Raw, Tensors
 from lightship.types import DTYPES, Dim, Json, TensorSpec
 
-__all__ = ["BATCH", "TensorRows", "is_batched"]
+__all__ = ["BATCH", "TensorRows", "is_batched", "listed"]
 
 BATCH = "batch"
 """The name of the first dimension of everything that goes in and comes out row by row."""
@@ -118,7 +118,7 @@ class TensorRows:
         """
         if missing := [spec.name for spec in self.outputs if spec.name not in outputs]:
             raise InvalidTensor(f"The graph must give the output {missing[0]!r}.")
-        values = {spec.name: _listed(outputs[spec.name]) for spec in self.outputs}
+        values = {spec.name: listed(outputs[spec.name]) for spec in self.outputs}
         if not self.batched:
             return [values]
         rows = min(len(value) for value in values.values())
@@ -129,7 +129,8 @@ class TensorRows:
         return ".npz", self.identity(raw)
 
 
-def _listed(array: np.ndarray) -> Any:
+def listed(array: np.ndarray) -> Any:
+    """Return an array as nested lists, its texts as ``str``."""
     if array.dtype == object:
         texts = [item.decode(errors="replace") if isinstance(item, bytes) else str(item) for item in array.ravel()]
         return np.array(texts, dtype=object).reshape(array.shape).tolist()
