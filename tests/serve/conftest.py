@@ -136,11 +136,12 @@ class RunningServer:
     control_url: str
     keys: dict[str, str] = field(default_factory=dict)
     log: Path = Path()
+    grpc_url: str = ""
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the data plane."""
-        host, _, port = self.url.removeprefix("http://").partition(":")
+        host, _, port = self.url.partition("://")[2].partition(":")
         return host, int(port)
 
     def headers(self, role: str = "infer") -> dict[str, str]:
@@ -206,7 +207,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., R
         line = process.stdout.readline()
         assert line, f"the server did not start: {log.read_text()}"
         said = json.loads(line)
-        return RunningServer(process, said["url"], said["control_url"], log=log)
+        return RunningServer(process, said["url"], said["control_url"], log=log, grpc_url=said.get("grpc_url", ""))
 
     yield go
     for process in started:
