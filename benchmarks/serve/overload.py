@@ -129,7 +129,7 @@ def recovered_s(load: Load, quick_ms: float) -> float | None:
     ]
     for place in range(len(good) - QUIET + 1):
         if all(good[place : place + QUIET]):
-            return place * load.interval_s
+            return round(place * load.interval_s, 1)
     return None
 
 

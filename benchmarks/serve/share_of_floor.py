@@ -231,19 +231,24 @@ def summary(pairs: list[Pair]) -> dict[str, Any]:
 
 
 HEADER = (
-    "server     model     wire    conn   share [interval]       by CPU  answers/s   floor/s  us CPU (floor)"
-    "    p50 ms   p99 ms  gen.  statuses"
+    "server     model     wire    conn   share [interval]       by CPU [interval]      "
+    "answers/s   floor/s   us CPU (floor)   p50 ms   p99 ms  gen.  statuses"
 )
 
 
 def line(row: dict[str, Any]) -> str:
     """Return the row as text."""
-    share, answers = row["share"], {name: count for name, count in row["statuses"].items() if count}
+
+    def interval(name: str) -> str:
+        value = row[name]
+        return f"{value['median']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+    answers = {name: count for name, count in row["statuses"].items() if count}
     return (
-        f"{row['server']:10} {row['model']:9} {row['wire']:7} {row['connections']:4}   {share['median']:.3f} "
-        f"[{share['low']:.3f}, {share['high']:.3f}]   {row['share_by_cpu']['median']:.3f} "
-        f"{row['rate']['median']:10.1f} {row['floor']['median']:9.1f} {row['server_us_cpu']:8.1f} "
-        f"({row['floor_us_cpu']:.1f})  {row['p50_ms']:8.3f} {row['p99_ms']:8.3f}  {row['generator_cpu']:.2f}  {answers}"
+        f"{row['server']:10} {row['model']:9} {row['wire']:7} {row['connections']:4}   {interval('share')}   "
+        f"{interval('share_by_cpu')} {row['rate']['median']:10.1f} {row['floor']['median']:9.1f} "
+        f"{row['server_us_cpu']:8.1f} ({row['floor_us_cpu']:6.1f}) {row['p50_ms']:8.3f} {row['p99_ms']:8.3f}  "
+        f"{row['generator_cpu']:.2f}  {answers}"
     )
 
 
