@@ -192,9 +192,12 @@ class Connection(asyncio.Protocol):
         """Take the end of what the client sends.
 
         A client that only ended its own side still gets its answer. One that has gone altogether looks the same at
-        this point; a probe tells them apart, so that its work can be dropped.
+        this point; a probe tells them apart, so that its work can be dropped. With TLS there is no such half.
         """
         self._eof = True
+        if not self._transport.can_write_eof():
+            self._close()
+            return False
         if self._exchange is None:
             self._next_request()  # what was pipelined before the end may still be whole requests
         elif self._reading_body():

@@ -15,7 +15,6 @@ import asyncio
 import concurrent.futures
 import itertools
 import logging
-import os
 import re
 import secrets
 import threading
@@ -39,6 +38,7 @@ from lightship.errors import (
 )
 from lightship.serve.access import Access, Roles
 from lightship.serve.dispatch import Dispatcher, Exchange, Route
+from lightship.serve.grpc_library import load_grpc
 from lightship.serve.http import Head, Response
 from lightship.serve.limits import Clocks, Limits
 
@@ -134,7 +134,7 @@ class GrpcFront:
         Raises:
             Conflict: the address cannot be used.
         """
-        grpc = _grpc()
+        grpc = load_grpc()
         calls = self._limits.calls + _SPARE_CALLS
         server = grpc.server(
             concurrent.futures.ThreadPoolExecutor(calls, thread_name_prefix="grpc"),
@@ -249,7 +249,7 @@ class GrpcFront:
             trailing.append(("retry-after", str(max(1, round(error.retry_after_s)))))
         context.set_trailing_metadata(tuple(trailing))
         code = "UNIMPLEMENTED" if isinstance(error, _NoSuchMethod) else status.grpc
-        context.abort(_grpc().StatusCode[code], _text(error))
+        context.abort(load_grpc().StatusCode[code], _text(error))
 
     # A stream of requests, in its thread
 
@@ -376,17 +376,8 @@ def _text(error: LightshipError) -> str:
     return str(error)[:_LONGEST_TEXT]
 
 
-def _grpc() -> Any:
-    # Its core writes lines of its own form to stderr, e.g. for each failed handshake; it reads this when it is loaded.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import grpc
-
-    logging.getLogger("grpc").addHandler(logging.NullHandler())  # it tells of strange headers, which anybody can send
-    return grpc
-
-
 def _handlers(methods: dict[str, GrpcMethod], call: Any, stream: Any) -> Any:
-    grpc = _grpc()
+    grpc = load_grpc()
 
     class _Every(grpc.GenericRpcHandler):  # type: ignore[name-defined, misc]  # loaded late, so without a type
         """Takes every call, also those of methods that are not there."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightship.errors import InvalidInput
+from lightship.serve.grpc_library import load_grpc
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -69,8 +70,7 @@ class Certificate:
 
     def grpc_credentials(self) -> Any:
         """Return the credentials for gRPC's port, which do the same."""
-        import grpc
-
+        grpc = load_grpc()
         given = self._pair
 
         def config(pair: _Pair) -> Any:
