@@ -10,15 +10,21 @@ from lightship.version import __version__
 if TYPE_CHECKING:
     from lightship.apply.model import Model as Model
     from lightship.apply.model import load as load
+    from lightship.pipeline.imported import import_model as import_model
     from lightship.pipeline.ship import ship as ship
 
 # We send nothing to anybody. ONNX Runtime reports to its maker unless this is set before it is loaded (its own function
 # for it comes too late: the first report is queued by then). It stands here because all that loads it imports us first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Model", "__version__", "load", "ship"]
+__all__ = ["Model", "__version__", "import_model", "load", "ship"]
 
-_HOMES = {"Model": "lightship.apply.model", "load": "lightship.apply.model", "ship": "lightship.pipeline.ship"}
+_HOMES = {
+    "Model": "lightship.apply.model",
+    "import_model": "lightship.pipeline.imported",
+    "load": "lightship.apply.model",
+    "ship": "lightship.pipeline.ship",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -113,7 +113,7 @@ def import_model(
     given = _given(golden)
     progress.done(source.audit)
     where.ensure()
-    cache = StageCache(where.runs / "imports")
+    cache = StageCache(where.cache / "imports" / name)
     with cache.locked():
         found = _tried(cache, source, given, bounds, progress)
     progress.start("Build and sign the bundle")
