@@ -24,12 +24,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from lightship.apply.client import Client
+from lightship.cli.main import cli
 from lightship.errors import InvalidInput, LightshipError
 from lightship.serve.access import KeyFile
 from lightship.serve.limits import Clocks
@@ -159,6 +161,21 @@ def test_our_client_and_httpx_speak_https_with_the_authoritys_file(door, authori
         httpx.get(door.url + "/livez")
     with Client(door.url, retries=0) as stranger, pytest.raises(LightshipError):
         stranger.predict("digits", png)
+
+
+def test_the_command_asks_over_https(door, authority, png, tmp_path):
+    """`lightship predict --url https://… --ca-file …`; another file is refused."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png)
+    arguments = ["predict", "digits", str(photo), "--url", door.url, "--json"]
+
+    done = CliRunner().invoke(cli, [*arguments, "--ca-file", str(authority.file)])
+
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["label"] in "0123456789"
+    wrong = CliRunner().invoke(cli, [*arguments, "--ca-file", str(photo)])
+    assert wrong.exit_code == 2
+    assert "certificates in PEM form" in wrong.output
 
 
 def test_the_public_clients_get_the_engines_answers(door, authority, runner):

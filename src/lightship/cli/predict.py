@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ _SHOWN = 6  # values of an output in a table
 )
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True,
               help="Seconds for one file, with --url.")  # fmt: skip
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="Certificates (PEM) to trust with --url, instead of the usual ones.")  # fmt: skip
 @click.option("--allow-plain-http", is_flag=True, help="Send the key to another machine without https.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="How many classes to show a file."
@@ -49,6 +52,7 @@ def predict(
     url: str | None,
     key_file: Path | None,
     timeout_s: float,
+    ca_file: Path | None,
     allow_plain_http: bool,
     top: int,
     out: Path | None,
@@ -67,7 +71,8 @@ def predict(
     said: list[tuple[tuple[str, ...], ...]] = []
     columns: tuple[str, ...] = ()
     first: LightshipError | None = None
-    with _opened(reference, url, key_file, timeout_s=timeout_s, allow_plain_http=allow_plain_http) as ask:
+    trust = _trust(ca_file)
+    with _opened(reference, url, key_file, timeout_s=timeout_s, allow_plain_http=allow_plain_http, verify=trust) as ask:
         for file in files:
             try:
                 answer = _answered(ask, file, out)
@@ -179,9 +184,24 @@ class _Ask:
     tensors: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
+def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except ssl.SSLError as exc:
+        raise click.UsageError(f"--ca-file must hold certificates in PEM form. {ca_file} does not.") from exc
+
+
 @contextmanager
 def _opened(
-    reference: str, url: str | None, key_file: Path | None, *, timeout_s: float, allow_plain_http: bool
+    reference: str,
+    url: str | None,
+    key_file: Path | None,
+    *,
+    timeout_s: float,
+    allow_plain_http: bool,
+    verify: ssl.SSLContext | bool,
 ) -> Iterator[_Ask]:
     """Give a model in this process, or a client of the server at ``url``."""
     if url is None:
@@ -194,5 +214,5 @@ def _opened(
 
     # Bytes that are no text become characters that no key has; the client refuses those without showing them.
     key = key_file.read_text(encoding="utf-8", errors="replace").strip() if key_file is not None else None
-    with Client(url, key=key, timeout_s=timeout_s, allow_plain_http=allow_plain_http) as client:
+    with Client(url, key=key, timeout_s=timeout_s, allow_plain_http=allow_plain_http, verify=verify) as client:
         yield _Ask(lambda image: client.predict(reference, image), lambda arrays: client.infer(reference, arrays))
