@@ -1,7 +1,7 @@
 """Workers that die, stop, hang or are poisoned: they are replaced, and only who is to blame loses an answer.
 
-The trap model takes the least 32-bit integer modulo -1 when an image is all black. The quotient does not fit, and that is
-the processor's own trap, which ends a process whatever the program thinks of it.
+The trap model takes the least 32-bit integer modulo -1 when an image is all black. The quotient does not fit, and that
+is the processor's own trap, which ends a process whatever the program thinks of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lightship.data.home import Home
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.server import Server, ServerOptions
+from lightship.serve.shares import worker_memory_bytes, worker_threads
 from lightship.serve.source import read_source
 from lightship.tasks.image_pixels import png_bytes
 
@@ -119,6 +120,28 @@ def endless() -> bytes:
     )
 
 
+def greedy() -> bytes:
+    """Return a graph that wants four gigabytes for a black image."""
+    return graph(
+        [
+            *HEAD,
+            helper.make_node("ReduceMin", ["off"], ["least"], keepdims=0),
+            helper.make_node("Less", ["least", "little"], ["is_black"]),
+            helper.make_node("Where", ["is_black", "huge", "column"], ["size"]),
+            helper.make_node("Expand", ["cell", "size"], ["filled"]),
+            helper.make_node("ReduceMax", ["filled"], ["most"], keepdims=0),
+            helper.make_node("Mul", ["most", "zero"], ["nothing"]),
+            helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+        ],
+        {
+            **CONSTANTS,
+            "little": np.float32(0.01),
+            "huge": np.array([1 << 30], np.int64),
+            "cell": np.ones(1, np.float32),
+        },
+    )
+
+
 @pytest.fixture(scope="module")
 def traps(tmp_path_factory, release_model) -> Home:
     """Return a home with the models ``digits``, ``deadly`` and ``endless``."""
@@ -126,6 +149,7 @@ def traps(tmp_path_factory, release_model) -> Home:
     release_model(made, "digits")
     release_model(made, "deadly", graph=deadly())
     release_model(made, "endless", graph=endless())
+    release_model(made, "greedy", graph=greedy())
     return made
 
 
@@ -277,3 +301,51 @@ async def test_a_hung_start_is_bounded(traps):
 
     with pytest.raises(Exception, match=r"not ready in 0\.01 s"):
         await server.__aenter__()
+
+
+async def test_an_allocation_that_fails_costs_one_request(traps):
+    """Its own; the worker goes on, and another model does not notice."""
+    options = {"worker_memory_bytes": 512 << 20, "depth": 1}
+    async with serving(traps, "greedy", "digits", **options) as server, client_of(server) as client:
+        greedy_model, _ = server.models
+        pids = [model.worker_pid for model in server.models]
+        answers = await asyncio.gather(
+            client.post("/predict/greedy", content=png_of(0)),
+            *(client.post(f"/predict/{name}", content=png_of(9)) for name in ("greedy", "digits") for _ in range(3)),
+        )
+
+        assert [model.worker_pid for model in server.models] == pids
+
+    assert [answer.status_code for answer in answers] == [500, *[200] * 6]
+    assert greedy_model.deaths == 0
+
+
+async def test_a_worker_over_its_memory_is_replaced(traps):
+    """What it holds is looked at, also when no single allocation was too large."""
+    async with serving(traps, "digits", worker_memory_bytes=1 << 30) as server, client_of(server) as client:
+        (model,) = server.models
+        pid = model.worker_pid
+        model._life._worker.memory_bytes = lambda: 2 << 30  # a leak, as the watch would see it
+        await until(lambda: model.deaths == 1)
+        await until(lambda: model.ready)
+        answer = await client.post("/predict/digits", content=png_of(9))
+        assert model.worker_pid != pid
+
+    assert answer.status_code == 200
+
+
+async def test_a_model_that_does_not_fit_says_so(traps):
+    """At the start, with the option's name."""
+    options = ServerOptions(port=0, clocks=QUICK, worker_memory_bytes=1 << 20)
+    server = Server([read_source(traps, "digits")], options)
+
+    with pytest.raises(Exception, match=r"memory|died while it was loading"):
+        await server.__aenter__()
+
+
+def test_models_share_cores_and_memory():
+    """All for one; a share each for several; never nothing, never more than most of the machine."""
+    assert [worker_threads(models, cores=4) for models in (1, 2, 3, 9)] == [4, 2, 1, 1]
+    assert worker_memory_bytes(0, 1, limit_bytes=10 << 30) == int(0.8 * (10 << 30))
+    assert worker_memory_bytes(0, 100, limit_bytes=10 << 30) == 1 << 30
+    assert worker_memory_bytes(8 << 30, 2, limit_bytes=10 << 30) == int(0.8 * (10 << 30))

@@ -118,11 +118,20 @@ def _state(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "version": model.source.version,
         "bundle": model.source.bundle,
+        "status": model.source.status,
         "variant": model.source.variant.name,
         "state": str(model.state),
         "worker_pid": model.worker_pid,
         "worker_deaths": model.deaths,
         "largest_batch": model.source.batch_rows or 1,
+        "batch": model.batch_rows,
+        "tuning": None
+        if model.tuned is None
+        else {"rows_per_s": {str(rows): round(rate, 1) for rows, rate in model.tuned.rows_per_s.items()}},
+        "threads": model.threads,
+        "memory_bytes": model.memory_bytes,
+        "memory_limit_bytes": model.memory_limit_bytes or None,
+        "quarantined_inputs": model.quarantined,
         "waiting": model.waiting,
         "running": model.running,
     }
@@ -146,7 +155,10 @@ class ControlPlane:
             raise LightshipError(f"The control plane did not start within {_START_S:g} s. The log tells why.")
 
     async def stop(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, if it runs."""
+        if self._thread.ident is None:
+            self._sock.close()
+            return
         await asyncio.to_thread(self._started.wait, _START_S)  # uvicorn cannot be stopped before it has started
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True

@@ -5,9 +5,15 @@ Every number that comes from outside meets one of these. A limit is inclusive: a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
-__all__ = ["Clocks", "Limits"]
+from lightship.errors import InvalidInput
+
+__all__ = ["Clocks", "Limits", "limits_of", "size_of"]
 
 _MIB = 1 << 20
 
@@ -23,8 +29,10 @@ class Limits:
         body_bytes: a request body, counted after chunked coding is undone.
         bodies_bytes: bodies of all connections together, from their announcement to the answer.
         json_bytes: JSON of one request; the parser needs some 13 times as much memory. Binary tensors are not counted.
+        inflation: how many times its size a compressed body may grow, beyond the first MiB.
         chunks: chunks of one chunked body.
-        connections: open connections; one more is answered 503 and closed.
+        connections: open connections. One more takes the place of the one that has been slowest to say what it wants,
+            if that has had its chance; else it is answered 503 and closed.
         calls: gRPC calls under way, streams included; each has a thread.
         ahead_bytes: bytes of later, pipelined requests that are held while one is being answered.
         queue_requests: requests that wait for one model.
@@ -38,6 +46,7 @@ class Limits:
     body_bytes: int = 64 * _MIB
     json_bytes: int = 16 * _MIB
     bodies_bytes: int = 512 * _MIB
+    inflation: int = 100
     chunks: int = 65_536
     connections: int = 2_048
     calls: int = 256
@@ -54,6 +63,7 @@ class Clocks:
     Attributes:
         head_s: from the first byte of a request, or from the connection if it is the first, to the end of its headers.
         body_s: between two pieces of a body.
+        slow_body_s: for a body besides the time that it takes at 1 KiB a second.
         idle_s: between two requests on one connection.
         write_s: between two pieces of an answer that the peer takes.
         request_s: deadline of a request that names none.
@@ -70,6 +80,7 @@ class Clocks:
 
     head_s: float = 10.0
     body_s: float = 30.0
+    slow_body_s: float = 10.0
     idle_s: float = 30.0
     write_s: float = 30.0
     request_s: float = 30.0
@@ -81,3 +92,60 @@ class Clocks:
     stopped_s: float = 0.5
     silent_s: float = 5.0
     load_s: float = 120.0
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_SIZE = re.compile(r"([0-9]{1,15})([kmg]?)(i?b)?", re.IGNORECASE)
+
+
+def size_of(text: str) -> int:
+    """Return a number of bytes (or of things) that a person wrote: ``1048576``, ``512MiB``, ``2g``.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise InvalidInput(f"A size is a whole number with k, m or g, such as 512m or 2GiB. Got {text!r}.")
+    return int(found[1]) * _UNITS[found[2].lower()]
+
+
+def limits_of(texts: Iterable[str]) -> tuple[Limits, Clocks]:
+    """Return the limits and clocks with what a person wants to be different: ``queue_requests=512``, ``drain_s=10``.
+
+    Raises:
+        InvalidInput: no such name, or not a number that it can have.
+    """
+    limits = {one.name for one in fields(Limits)}
+    clocks = {one.name for one in fields(Clocks)}
+    sizes: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidInput(f"A limit is NAME=VALUE, such as queue_requests=512. Got {text!r}.")
+        if name in limits:
+            sizes[name] = _at_least_one(name, value)
+        elif name in clocks:
+            seconds[name] = _seconds(name, value)
+        else:
+            near = difflib.get_close_matches(name, sorted(limits | clocks), n=3) or sorted(limits | clocks)
+            raise InvalidInput(f"There is no limit {name!r}. Did you mean {', '.join(near)}?")
+    return Limits(**sizes), Clocks(**seconds)
+
+
+def _at_least_one(name: str, value: str) -> int:
+    size = size_of(value)
+    if size < 1:
+        raise InvalidInput(f"The limit {name} must be at least 1. Got {value!r}.")
+    return size
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 86_400:
+        raise InvalidInput(f"The clock {name} must be above 0 and at most 86400 seconds. Got {value!r}.")
+    return seconds

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from lightship.engine.machine import usable_cores
 from lightship.errors import DeadlineExceeded, InvalidTensor, LightshipError, Overloaded, Unavailable, WorkerFailed
@@ -21,7 +24,7 @@ from lightship.serve.metrics import ModelFigures
 from lightship.serve.quarantine import Quarantine
 from lightship.serve.source import ModelSource
 from lightship.serve.supervisor import State, Supervisor
-from lightship.serve.wire import Done, Message, Stop
+from lightship.serve.wire import Done, Measured, Message, Stop, Tune
 from lightship.serve.work import (
     Answer,
     Batch,
@@ -41,11 +44,34 @@ __all__ = ["Answer", "ServedModel", "State", "Told", "Work"]
 
 log = logging.getLogger(__name__)
 
+_DEFAULT_BATCH = 32  # until it is measured
+
+
+class Tuned(Protocol):
+    """What was measured of a model: rows a second by batch, and the batch that is worth it."""
+
+    @property
+    def batch_rows(self) -> int:
+        """The batch."""
+
+    @property
+    def rows_per_s(self) -> Mapping[int, float]:
+        """The rates."""
+
 
 class ServedModel:
     """One model version. ``start`` before use, ``close`` after."""
 
-    def __init__(self, source: ModelSource, *, limits: Limits, clocks: Clocks, depth: int | None = None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        *,
+        limits: Limits,
+        clocks: Clocks,
+        depth: int | None = None,
+        threads: int | None = None,
+        memory_bytes: int = 0,
+    ) -> None:
         self.source = source
         self.name = source.name
         self.version = str(source.version)
@@ -55,10 +81,12 @@ class ServedModel:
         self.figures = ModelFigures()
         self._limits = limits
         self._clocks = clocks
-        self._life = Supervisor(source, self, clocks=clocks)
+        self._life = Supervisor(
+            source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes
+        )
         self._batcher = Batcher(
             BatchBounds(
-                batch_rows=source.batch_rows or 1,
+                batch_rows=min(source.batch_rows, _DEFAULT_BATCH) or 1,
                 queue_items=limits.queue_requests,
                 queue_bytes=limits.queue_bytes,
             )
@@ -68,6 +96,8 @@ class ServedModel:
         self._running: dict[int, Batch] = {}
         self._suspects: set[Item] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
+        self.tuned: Tuned | None = None
+        self._measured: asyncio.Future[Measured | None] | None = None
         self._batches = 0
         self._pump_soon = False
         self._timer: asyncio.TimerHandle | None = None
@@ -115,6 +145,26 @@ class ServedModel:
         return self._life.worker_pid
 
     @property
+    def threads(self) -> int:
+        """Threads of its engine."""
+        return self._life.threads
+
+    @property
+    def batch_rows(self) -> int:
+        """The largest batch that is run."""
+        return self._batcher.bounds.batch_rows
+
+    @property
+    def quarantined(self) -> int:
+        """Inputs that are kept away because they killed a worker."""
+        return len(self._quarantine)
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """What its worker may hold; 0 is no limit."""
+        return self._life.memory_limit_bytes
+
+    @property
     def memory_bytes(self) -> int:
         """Memory that its worker holds now."""
         return self._life.memory_bytes
@@ -136,6 +186,8 @@ class ServedModel:
             Whether such a one was found. It is answered 500 and kept away for a while.
         """
         self._worker = None
+        if self._measured is not None and not self._measured.done():
+            self._measured.set_result(None)
         batches, self._running = list(self._running.values()), {}
         found = False
         for item in (item for batch in batches for item in batch.items):
@@ -162,6 +214,26 @@ class ServedModel:
         else:
             self._suspects.add(item)
 
+    def use_tuned(self, tuned: Tuned) -> None:
+        """Run batches of at most so many rows, and never more than the release was proven for."""
+        self.tuned = tuned
+        rows = max(1, min(tuned.batch_rows, self.source.batch_rows))
+        self._batcher.bounds = dataclasses.replace(self._batcher.bounds, batch_rows=rows)
+
+    async def measure(self, rows: Sequence[int], *, budget_ms: int) -> dict[int, float] | None:
+        """Return rows a second by batch, or nothing when a request came between, or the worker went."""
+        if self._worker is None:
+            return None
+        self._measured = self._loop.create_future()
+        try:
+            self._worker.send(Tune(tuple(rows), budget_ms))
+            found = await self._measured
+        except OSError:
+            return None
+        if found is None or not found.whole or not found.rows:
+            return None
+        return {count: count * 1e6 / took for count, took in zip(found.rows, found.run_us, strict=True)}
+
     def worker_says(self, message: Message, payload: memoryview) -> None:
         """The worker has run a batch.
 
@@ -169,6 +241,8 @@ class ServedModel:
             WorkerFailed: it was not sent that one.
         """
         if not isinstance(message, Done):
+            if isinstance(message, Measured) and self._measured is not None and not self._measured.done():
+                self._measured.set_result(message)
             return
         batch = self._running.pop(message.batch, None)
         if batch is None:
@@ -268,7 +342,7 @@ class ServedModel:
         now = self._loop.time()
         for item in self._batcher.expire(now):
             self._too_late(item)
-        depth = 1 if self._suspects else self._depth  # so that a death tells which of them it was
+        depth = min(1, self._depth) if self._suspects else self._depth  # so that a death tells which of them it was
         while self._worker is not None and len(self._running) < depth:
             items = self._batcher.next_batch(now)
             if not items:

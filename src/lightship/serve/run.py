@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import resource
+import signal
+import threading
 from collections.abc import Callable, Sequence
 
 from lightship.data.home import Home
@@ -18,6 +20,8 @@ from lightship.serve.worker_process import WorkerProcess
 __all__ = ["run_server"]
 
 log = logging.getLogger(__name__)
+
+_FORCED_S = 0.9
 
 
 def run_server(
@@ -33,10 +37,11 @@ def run_server(
         BundleRefused: a release does not verify, or a model gets a golden example wrong on this machine.
         LightshipError: a name, a port, a graph.
     """
-    _prepare_process(options)
     # A worker imports its libraries while its release is still being verified.
-    workers = [WorkerProcess.spawn() for _ in dict.fromkeys(references)]
+    workers = []
     try:
+        workers += [WorkerProcess.spawn() for _ in dict.fromkeys(references)]
+        _prepare_process(options)
         sources = [read_source(home, reference) for reference in dict.fromkeys(references)]
     except BaseException:
         for worker in workers:
@@ -44,17 +49,44 @@ def run_server(
         raise
 
     async def serve() -> None:
-        async with Server(sources, options, workers=workers) as server:
-            server.stop_on_signals()
-            # What was made up to here stays: the collector need not look at it again in the middle of a request.
-            gc.collect()
-            gc.freeze()
-            when_ready(server)
-            await server.until_stopped()
-            log.info("stopping: accepted requests are finished first")
+        stop = _Stop()
+        try:
+            async with Server(sources, options, workers=workers) as server:
+                stop.server = server
+                # What was made up to here stays: the collector need not look at it again in the middle of a request.
+                gc.collect()
+                gc.freeze()
+                when_ready(server)
+                await server.until_stopped()
+                log.info("stopping: accepted requests are finished first")
+        except asyncio.CancelledError:
+            if not stop.asked:
+                raise
         log.info("stopped")
 
     _run(serve)
+
+
+class _Stop:
+    """What SIGTERM and SIGINT do: end the start; later, stop the server; the second time, end within a second."""
+
+    def __init__(self) -> None:
+        self.server: Server | None = None
+        self.asked = 0
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signaled)
+
+    def _signaled(self) -> None:
+        self.asked += 1
+        if self.server is not None:
+            self.server.stop()
+        elif self.asked == 1 and self._task is not None:
+            self._task.cancel()
+        if self.asked == 2:
+            force = threading.Timer(_FORCED_S, os._exit, (0,))  # a thread: whatever the loop is doing
+            force.daemon = True
+            force.start()
 
 
 def _run(main: Callable[[], object]) -> None:

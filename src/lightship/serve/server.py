@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,8 +32,10 @@ from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import RequestFigures
 from lightship.serve.model import ServedModel
 from lightship.serve.request_log import RequestLog
+from lightship.serve.shares import worker_memory_bytes, worker_threads
 from lightship.serve.source import ModelSource
 from lightship.serve.tls import Certificate
+from lightship.serve.tuning import Tuner
 from lightship.serve.versions import Versions
 from lightship.serve.worker_process import WorkerProcess
 
@@ -46,6 +47,9 @@ __all__ = ["Server", "ServerOptions", "is_loopback"]
 log = logging.getLogger(__name__)
 
 _BACKLOG = 2_048
+_CONTROL_WAITS_S = 1.0
+_CONTROL_AFTER_S = 0.1
+_SETTLE_S = 0.01
 _TAKE_S = 1.0  # for the handshakes of connections that the kernel had made before the server stopped listening
 _TLS_END_S = 1.0  # for a client's own end of the encryption; then the connection closes without it
 
@@ -62,6 +66,10 @@ class ServerOptions:
             takes only with ``plain_text``: something in front encrypts.
         home: whose registry is watched for moved aliases; None watches nothing.
         keep_previous: keep the worker of the version before, so that a rollback needs no loading.
+        threads: of each worker's engine; by default the models share the cores.
+        worker_memory_bytes: what each worker may hold; by default its share of the memory (``shares``).
+        tune: find the best batch of each model when nobody asks for anything, and keep it in the home.
+        retune: measure also what was measured before.
         log_requests: write one line for every request, not only for those that failed inside the server.
     """
 
@@ -77,6 +85,10 @@ class ServerOptions:
     clocks: Clocks = field(default_factory=Clocks)
     home: Home | None = None
     keep_previous: bool = True
+    threads: int | None = None
+    worker_memory_bytes: int | None = None
+    tune: bool = True
+    retune: bool = False
     log_requests: bool = False
     depth: int | None = None
 
@@ -111,6 +123,7 @@ class Server:
         if not sources:
             raise InvalidInput("A server needs at least one model.")
         self.options = options
+        self._sharing = len({source.name for source in sources})
         models: dict[tuple[str, int], ServedModel] = {}  # two references to one version share its worker
         for source in sources:
             if (source.name, source.version) not in models:
@@ -125,8 +138,11 @@ class Server:
             admitted=self._lets_in,
             keep_previous=options.keep_previous,
             longest_drain_s=options.clocks.longest_request_s,
+            on_loaded=self._tune,
         )
         self._workers = list(workers)
+        self._tuner: Tuner | None = None
+        self._control_start: asyncio.Task[None] | None = None
         self.requests = RequestFigures()
         self.stopping = False
         self.host, self.port = options.host, options.port
@@ -165,22 +181,30 @@ class Server:
         self.port, self.control_port = data.getsockname()[1], control.getsockname()[1]
         self._prepare_tls()
         self._grpc = self._listen_grpc()
-        # The control plane starts beside the models: whoever watches sees a server that is live and not yet ready.
         self._control = ControlPlane(self, access=Access(self.options.key_file, clock=_monotonic), sock=control)
+        models_ready = asyncio.Event()
+        self._control_start = loop.create_task(self._start_control(models_ready))
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._control.start())
                 for model in self.models:
                     group.create_task(model.start(self._workers.pop() if self._workers else None))
-        except BaseExceptionGroup as exc:
+        except BaseException as exc:  # also when it is told to stop in the middle
             data.close()
             if self._grpc is not None:
                 await self._grpc.abort()
             await self._close_models()
-            await self._control.stop()
-            raise _first_error(exc) from exc
+            await self._stop_control()
+            self._request_log.close()
+            if isinstance(exc, BaseExceptionGroup):
+                raise _first_error(exc) from exc
+            raise
+        models_ready.set()
         await self._end_spare_workers()
         self.versions.start()
+        if self.options.home is not None and self.options.tune:
+            self._tuner = Tuner(self.options.home.tuning, busy=self._busy, again=self.options.retune)
+            for model in self.models:
+                self._tune(model)
         self._socket = data
         self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG, **self._tls)
         if self._grpc is not None:
@@ -198,8 +222,7 @@ class Server:
             if self._grpc is not None:
                 await self._grpc.abort()
             await self._close_models()
-            if self._control is not None:
-                await self._control.stop()
+            await self._stop_control()
             self._request_log.close()
 
     def stop(self) -> None:
@@ -209,12 +232,6 @@ class Server:
         self.stopping = True
         self.front.last_answers = True
         self._stop.set()
-
-    def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the server."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
 
     async def until_stopped(self) -> None:
         """Wait until somebody calls ``stop``."""
@@ -258,6 +275,7 @@ class Server:
         if taken:
             await asyncio.wait(taken, timeout=_TAKE_S)
         self._listener.close()
+        await asyncio.sleep(_SETTLE_S)  # what the listener took last has been told to the front
 
     async def _take(self, accepted: socket.socket) -> None:
         with contextlib.suppress(OSError):  # a client that fails its handshake, or has gone
@@ -266,16 +284,53 @@ class Server:
 
     def _make(self, source: ModelSource) -> ServedModel:
         options = self.options
-        return ServedModel(source, limits=options.limits, clocks=options.clocks, depth=options.depth)
+        memory = options.worker_memory_bytes
+        return ServedModel(
+            source,
+            limits=options.limits,
+            clocks=options.clocks,
+            depth=options.depth,
+            threads=options.threads or worker_threads(self._sharing),
+            memory_bytes=worker_memory_bytes(len(source.graph), self._sharing) if memory is None else memory,
+        )
 
     def _lets_in(self, model: ServedModel) -> bool:
         return self.front.lets_in(model)
+
+    async def _start_control(self, models_ready: asyncio.Event) -> None:
+        """Start the control plane: soon after the models, for its imports would hold up their first answers.
+
+        But when they take long, beside them: whoever watches sees a server that is live and not yet ready.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(models_ready.wait(), _CONTROL_WAITS_S)
+            await asyncio.sleep(_CONTROL_AFTER_S)
+        if self._control is not None:
+            try:
+                await self._control.start()
+            except LightshipError:
+                log.exception("the control plane is not there")
+
+    async def _stop_control(self) -> None:
+        if self._control_start is not None:
+            self._control_start.cancel()
+        if self._control is not None:
+            await self._control.stop()
+
+    def _tune(self, model: ServedModel) -> None:
+        if self._tuner is not None:
+            self._tuner.begin(model)
+
+    def _busy(self) -> bool:
+        return any(model.waiting or model.running for model in self.models)
 
     async def _end_spare_workers(self) -> None:
         spare, self._workers = self._workers, []
         await asyncio.gather(*(worker.end() for worker in spare))
 
     async def _close_models(self) -> None:
+        if self._tuner is not None:
+            await self._tuner.close()
         await self.versions.close()
         await self._end_spare_workers()
         await asyncio.gather(*(model.close() for model in self.models))

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import msgspec
 
-from lightship.engine.machine import usable_cores
 from lightship.errors import LightshipError
 from lightship.serve.limits import Clocks
 from lightship.serve.source import ModelSource
@@ -54,8 +53,12 @@ class Supervised(Protocol):
 class Supervisor:
     """The life of one model version's worker. ``start`` before use, ``close`` after."""
 
-    def __init__(self, source: ModelSource, owner: Supervised, *, clocks: Clocks) -> None:
+    def __init__(
+        self, source: ModelSource, owner: Supervised, *, clocks: Clocks, threads: int, memory_bytes: int
+    ) -> None:
         self.source = source
+        self.threads = threads
+        self.memory_limit_bytes = memory_bytes
         self._clocks = clocks
         self.state = State.STARTING
         self.deaths = 0
@@ -122,11 +125,13 @@ class Supervisor:
     async def _start_worker(self, worker: WorkerProcess | None = None, *, background: bool = False) -> None:
         self._dead = asyncio.Event()
         self._worker = worker = worker or WorkerProcess.spawn()
-        watch = asyncio.get_running_loop().create_task(WorkerWatch(worker, self._clocks).run())
+        watch = asyncio.get_running_loop().create_task(
+            WorkerWatch(worker, self._clocks, memory_bytes=self.memory_limit_bytes).run()
+        )
         self._watch = watch
         try:
             ready = await worker.load(
-                *_load_message(self.source, background=background),
+                *self._load_message(background=background),
                 timeout_s=self._clocks.load_s,
                 on_message=self._owner.worker_says,
                 on_lost=self.lost,
@@ -166,24 +171,30 @@ class Supervisor:
                 self.in_a_row += 1
                 log.error("the worker of %s cannot be started again: %s", self._title, exc)
 
-
-def _load_message(source: ModelSource, *, background: bool) -> tuple[Load, list[bytes | memoryview]]:
-    task = source.manifest.task
-    config = msgspec.json.encode(dict(task.config))
-    options = source.variant.options
-    message = Load(
-        model=f"{source.name}:{source.version}",
-        engine=source.variant.engine,
-        threads=usable_cores(),
-        optimization=str(options.get("optimization", "all")),
-        task=task.name,
-        codec_version=task.codec_version,
-        batch_rows=source.batch_rows,
-        graph_size=len(source.graph),
-        config_size=len(config),
-        golden=tuple((path, len(raw)) for path, raw in source.golden),
-        expected=tuple((name, len(data)) for name, data in source.expected),
-        tolerance=source.tolerance,
-        background=background,
-    )
-    return message, [source.graph, config, *(raw for _, raw in source.golden), *(data for _, data in source.expected)]
+    def _load_message(self, *, background: bool) -> tuple[Load, list[bytes | memoryview]]:
+        source = self.source
+        task = source.manifest.task
+        config = msgspec.json.encode(dict(task.config))
+        options = source.variant.options
+        message = Load(
+            model=f"{source.name}:{source.version}",
+            engine=source.variant.engine,
+            threads=self.threads,
+            optimization=str(options.get("optimization", "all")),
+            task=task.name,
+            codec_version=task.codec_version,
+            batch_rows=source.batch_rows,
+            graph_size=len(source.graph),
+            config_size=len(config),
+            golden=tuple((path, len(raw)) for path, raw in source.golden),
+            expected=tuple((name, len(data)) for name, data in source.expected),
+            tolerance=source.tolerance,
+            background=background,
+            memory_bytes=self.memory_limit_bytes,
+        )
+        return message, [
+            source.graph,
+            config,
+            *(raw for _, raw in source.golden),
+            *(data for _, data in source.expected),
+        ]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightship.data.home import Home
-from lightship.engine.machine import memory_left_bytes
+from lightship.engine.machine import memory_left_bytes, memory_limit_bytes
 from lightship.errors import BundleRefused, LightshipError
 from lightship.registry.resolve import Resolved
 from lightship.serve.catalog import Catalog
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = (60.0, 300.0, 1800.0)
 _DRAIN_LOOK_S = 0.05
+_MEMORY_LOOK_S = 1.0
+_SHORT_SHARE = 0.05
 _PARK_SHARE = 0.25  # of the memory that is left: a parked worker may not have more
 
 Key = tuple[str, str, str, str]
@@ -77,6 +79,7 @@ class Versions:
         make: makes a model from a source, not yet started.
         admitted: whether a request that was let in for a model is still coming in.
         keep_previous: keep the worker of the version before, for a rollback.
+        on_loaded: called with a model that is ready, before it serves.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Versions:
         admitted: Callable[[ServedModel], bool],
         keep_previous: bool = True,
         longest_drain_s: float = 600.0,
+        on_loaded: Callable[[ServedModel], None] = lambda _: None,
     ) -> None:
         self.slots = tuple(Slot(reference, model) for reference, model in models)
         self.trouble = ""
@@ -101,9 +105,11 @@ class Versions:
         self._admitted = admitted
         self._keep_previous = keep_previous
         self._longest_drain_s = longest_drain_s
+        self._on_loaded = on_loaded
         self._leaving: dict[Key, _Leaving] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._watch: RegistryWatch | None = None
+        self._mind: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -115,6 +121,7 @@ class Versions:
         if self._home is not None and references:
             self._watch = RegistryWatch(self._home, references, tell=self._tell)
             self._watch.start()
+            self._mind = self._loop.create_task(self._mind_memory())
 
     async def close(self) -> None:
         """Stop what is being changed, and end the workers that serve nobody."""
@@ -126,6 +133,8 @@ class Versions:
         for slot in self.slots:
             if slot.retry is not None:
                 slot.retry.cancel()
+        if self._mind is not None:
+            self._mind.cancel()
         for task in (*tasks, *(one.task for one in leaving)):
             task.cancel()
         await asyncio.gather(*tasks, *(one.task for one in leaving), return_exceptions=True)
@@ -243,6 +252,7 @@ class Versions:
         except BaseException:
             await model.close()
             raise
+        self._on_loaded(model)
         return model
 
     def _switch(self, slot: Slot, model: ServedModel) -> None:
@@ -277,8 +287,14 @@ class Versions:
     def _may_park(self, model: ServedModel) -> bool:
         return self._keep_previous and model.ready and model.memory_bytes <= _PARK_SHARE * memory_left_bytes()
 
-    def drop_parked(self) -> None:
-        """End the parked workers, because memory is short."""
+    async def _mind_memory(self) -> None:
+        """End the parked workers when memory is short: what serves goes first."""
+        while True:
+            await asyncio.sleep(_MEMORY_LOOK_S)
+            if self.parked and memory_left_bytes() < _SHORT_SHARE * memory_limit_bytes():
+                self._drop_parked()
+
+    def _drop_parked(self) -> None:
         parked, self.parked = self.parked, {}
         for model in parked.values():
             log.warning("memory is short: %s:%s is kept for a rollback no longer", model.name, model.version)

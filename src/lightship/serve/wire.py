@@ -26,12 +26,14 @@ __all__ = [
     "Failure",
     "Load",
     "LoadFailed",
+    "Measured",
     "Message",
     "Ready",
     "RunRaw",
     "RunTensors",
     "Stop",
     "TensorHead",
+    "Tune",
 ]
 
 Buffer = bytes | memoryview
@@ -62,6 +64,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
         golden: (path in the bundle, size) of each golden input.
         expected: (name of the output, size of its ``.npy`` file).
         background: others are being served: load with a lower priority.
+        memory_bytes: how much more memory it may take from here on; 0 is no limit.
     """
 
     model: str
@@ -77,6 +80,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
     expected: tuple[tuple[str, int], ...]
     tolerance: str
     background: bool = False
+    memory_bytes: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
@@ -133,6 +137,21 @@ class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
     decode_us: int
 
 
+class Tune(msgspec.Struct, frozen=True, tag="tune", forbid_unknown_fields=True):
+    """Measure batches of these sizes, smallest first; give up when a batch to run comes."""
+
+    rows: tuple[int, ...]
+    budget_ms: int
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured", forbid_unknown_fields=True):
+    """How long the batches took that there was time for; ``whole`` says that nothing came between."""
+
+    rows: tuple[int, ...]
+    run_us: tuple[int, ...]
+    whole: bool
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop", forbid_unknown_fields=True):
     """Nobody waits for this batch any more: give up on it."""
 
@@ -143,7 +162,7 @@ class Beat(msgspec.Struct, frozen=True, tag="beat", forbid_unknown_fields=True):
     """The worker is alive."""
 
 
-Message = Load | Ready | LoadFailed | RunTensors | RunRaw | Stop | Beat | Done
+Message = Load | Ready | LoadFailed | RunTensors | RunRaw | Tune | Measured | Stop | Beat | Done
 
 
 class Channel:

@@ -13,16 +13,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import io
 import logging
 import os
 import queue
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from lightship.engine.difference import largest_difference
+from lightship.engine.difference import require_golden
 from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import BundleRefused, DeadlineExceeded, LightshipError
@@ -43,13 +45,14 @@ from lightship.serve.wire import (
     Failure,
     Load,
     LoadFailed,
+    Measured,
     Ready,
     RunRaw,
     RunTensors,
     Stop,
     TensorHead,
+    Tune,
 )
-from lightship.tasks.golden_texts import packed_texts
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Task, Tensors
 from lightship.types import DTYPES, Dim
@@ -62,6 +65,8 @@ _PR_SET_PDEATHSIG = 1
 _WARM_UP_RUNS = 2
 _NICE = 10
 BEAT_S = 0.5
+_MOST_RUNS = 15
+_ENOUGH_S = 0.08  # of runs of one batch, to take their median
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class Worker:
         self._runner = runner
         self._task = task
         self._batched = batched
+        self._sample: Callable[[int], Tensors] = self._zeros
         self._current = self._stopped = 0  # batches are numbered from 1
         self._turn = threading.Lock()
         self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="encode")
@@ -114,13 +120,16 @@ class Worker:
                 raise BundleRefused(f"The golden input {name} cannot be run on this machine: {exc}") from exc
             for output, rows in expected.items():
                 found = outputs.get(output, np.empty(0))
-                _compare(name, output, found if self._batched else found[np.newaxis], rows[index], tolerance=tolerance)
+                found = found if self._batched else found[np.newaxis]
+                require_golden(name, output, found, rows[index], tolerance=tolerance)
 
     def warm_up(self, golden: Sequence[tuple[str, bytes]], batch_rows: int) -> None:
         """Run the smallest and the largest batch, so that the first request does not pay for first times.
 
         Golden inputs are inside of everything that was proven; without any there are zeros, one in each free dimension.
         """
+        if golden:
+            self._sample = functools.partial(self._golden_rows, golden[0][1])
         for rows in sorted({1, batch_rows or 1}):
             try:
                 inputs = self._encoded(golden[0][1], rows=rows) if golden else self._zeros(rows)
@@ -136,12 +145,37 @@ class Worker:
             return encoded
         return {name: np.repeat(row[np.newaxis], rows, axis=0) for name, row in encoded.items()}
 
+    def _golden_rows(self, raw: bytes, rows: int) -> Tensors:
+        return self._encoded(raw, rows=rows)
+
     def _zeros(self, rows: int) -> Tensors:
         def shape(dims: Sequence[Dim]) -> tuple[int, ...]:
             first = (rows,) if self._batched else ()
             return (*first, *(dim if isinstance(dim, int) else 1 for dim in dims[len(first) :]))
 
         return {spec.name: np.zeros(shape(spec.shape), DTYPES[spec.dtype]) for spec in self._runner.interface.inputs}
+
+    def measure(self, message: Tune, *, wanted: Callable[[], bool]) -> Measured:
+        """Time batches of golden inputs, until the time is over or the worker is wanted for something else."""
+        until_s = time.perf_counter() + message.budget_ms / 1000
+        took: dict[int, int] = {}
+        whole = True
+        for rows in message.rows:
+            inputs, times = self._sample(rows), []
+            for _ in range(_MOST_RUNS):
+                if wanted():
+                    whole = False
+                    break
+                started = time.perf_counter()
+                self._runner.run(inputs)
+                times.append(time.perf_counter() - started)
+                if time.perf_counter() + times[-1] > until_s or sum(times) > _ENOUGH_S:
+                    break
+            if times:
+                took[rows] = max(1, int(sorted(times)[len(times) // 2] * 1e6))
+            if not whole or time.perf_counter() + 2 * max(times) > until_s:  # the next is about twice as large
+                break
+        return Measured(tuple(took), tuple(took.values()), whole)
 
     def prepare(self, message: RunTensors | RunRaw, payload: memoryview) -> _Prepared:
         """Turn a message into inputs for the engine."""
@@ -260,23 +294,6 @@ class Worker:
         return [pack(spec.name, spec.dtype, np.concatenate([part[spec.name] for part in parts])) for spec in specs]
 
 
-def _compare(name: str, output: str, found: np.ndarray, expected: np.ndarray, *, tolerance: float) -> None:
-    """Compare the first row that was found with the recorded one; texts by their packed form."""
-    row = packed_texts(found[:1]) if found.dtype == object else found[:1]
-    if found.dtype == object and row.shape[1] < len(expected):
-        row = np.pad(row, ((0, 0), (0, len(expected) - row.shape[1])))
-    if row.shape != (1, *expected.shape):
-        raise BundleRefused(
-            f"The golden input {name} must give {output!r} of shape {list(expected.shape)}. Got {list(row.shape[1:])}."
-        )
-    worst = largest_difference(row[0], expected)
-    if not worst <= tolerance:
-        raise BundleRefused(
-            f"The golden input {name} must give the expected {output!r} within {tolerance:g}. Here it differs by "
-            f"{worst:g}: preprocessing, graph or this machine is not what the release was tested with."
-        )
-
-
 def _load(message: Load, payload: memoryview) -> Worker:
     pieces, at = [], 0
     golden_sizes, expected_sizes = (size for _, size in message.golden), (size for _, size in message.expected)
@@ -340,27 +357,38 @@ def _serve(channel: Channel) -> int:
     message, payload = first
     if not isinstance(message, Load):
         raise LightshipError(f"The first message to a worker must be Load. Got {type(message).__name__}.")
+    _limit_memory(message.memory_bytes)
     try:
         worker = _gently(message, payload) if message.background else _load(message, payload)
     except LightshipError as exc:
         channel.send(LoadFailed(type(exc).__name__, str(exc)))
         return 1
+    except MemoryError:
+        limit = f"{message.memory_bytes >> 20} MiB (--worker-memory)"
+        channel.send(LoadFailed("Refused", f"{message.model} does not fit into the memory of its worker, {limit}."))
+        return 1
     del payload, first
     channel.send(Ready(golden=len(message.golden), load_ms=(time.perf_counter() - started) * 1000))
-    prepared: queue.SimpleQueue[_Prepared | None] = queue.SimpleQueue()
+    prepared: queue.SimpleQueue[_Prepared | Tune | None] = queue.SimpleQueue()
     threading.Thread(target=_beat, args=(channel,), name="beat", daemon=True).start()
     threading.Thread(target=_receive, args=(channel, worker, prepared), name="receive", daemon=True).start()
     while (batch := prepared.get()) is not None:
-        channel.send(*worker.run(batch))
+        if isinstance(batch, Tune):
+            channel.send(worker.measure(batch, wanted=lambda: not prepared.empty()))
+        else:
+            channel.send(*worker.run(batch))
     return 0
 
 
-def _receive(channel: Channel, worker: Worker, prepared: queue.SimpleQueue[_Prepared | None]) -> None:
+def _receive(channel: Channel, worker: Worker, prepared: queue.SimpleQueue[_Prepared | Tune | None]) -> None:
     try:
         while (received := channel.receive()) is not None:
             message, payload = received
             if isinstance(message, Stop):
                 worker.stop(message.batch)
+                continue
+            if isinstance(message, Tune):
+                prepared.put(message)
                 continue
             if not isinstance(message, RunTensors | RunRaw):
                 raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
@@ -380,6 +408,20 @@ def _beat(channel: Channel) -> None:
             channel.send(Beat())
     except OSError:
         return  # the server has gone
+
+
+def _limit_memory(more_bytes: int) -> None:
+    """Let an allocation beyond the limit fail, which fails one request; and let the kernel take this process first."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+    if more_bytes:
+        now = sum(int(line.split()[1]) * 1024 for line in _status_lines() if line.startswith("VmData"))
+        with contextlib.suppress(ValueError, OSError):  # a lower one was set from outside
+            resource.setrlimit(resource.RLIMIT_DATA, (now + more_bytes, now + more_bytes))
+
+
+def _status_lines() -> list[str]:
+    return Path("/proc/self/status").read_text().splitlines()
 
 
 def _die_with_parent(parent: int) -> None:

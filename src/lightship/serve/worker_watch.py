@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.25
 _LATE_S = 1.0
 _IDLE_SHARE = 5
+_BASE_BYTES = 96 << 20  # programs and libraries, before a graph is loaded
 
 
 class WorkerWatch:
@@ -25,8 +26,9 @@ class WorkerWatch:
     this loop that came late, or a machine without time to spare: then the next look decides.
     """
 
-    def __init__(self, worker: WorkerProcess, clocks: Clocks) -> None:
+    def __init__(self, worker: WorkerProcess, clocks: Clocks, *, memory_bytes: int = 0) -> None:
         self._worker = worker
+        self._memory_bytes = memory_bytes
         self._clocks = clocks
         self._still_since_s: float | None = None
         self._ticks = -1
@@ -51,6 +53,9 @@ class WorkerWatch:
             # The first look may come just after it was stopped, so one period less is no sooner than asked for.
             return "stands still" if now_s - self._still_since_s >= self._clocks.stopped_s - _LOOK_S else ""
         self._still_since_s = None
+        if self._memory_bytes and (held := self._worker.memory_bytes()) > self._memory_bytes + _BASE_BYTES:
+            limit = f"{self._memory_bytes >> 20} MiB (--worker-memory)"
+            return f"holds {(held - _BASE_BYTES) >> 20} MiB, more than its limit of {limit},"
         beat_s = self._worker.beat_s
         silent_s = now_s - beat_s if beat_s else 0.0  # none before it is ready: loading may hold Python's lock for long
         if silent_s >= self._clocks.silent_s:

@@ -1,0 +1,145 @@
+"""Finds the batch at which a model answers most rows a second, on this machine, and remembers it.
+
+A larger batch is not always a quicker one: a small network gains up to 64 rows, a transformer may lose a quarter by
+then, because its activations no longer fit the cache. It is measured in the worker itself, when nobody asks for
+anything, and given up when somebody does; what was found is kept in the home, under the digest of the bundle, the
+variant, the machine with its libraries, and the threads. Until then a default holds. A batch is never larger than what
+the release was proven for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightship.data.files import write_atomic
+from lightship.engine.machine import fingerprint
+from lightship.serve.model import ServedModel
+
+__all__ = ["Tuned", "Tuner", "best_batch", "candidates"]
+
+log = logging.getLogger(__name__)
+
+_GAIN = 1.05  # a larger batch has to bring this much: it makes everybody in it wait
+_LARGEST = 256
+_BUDGET_MS = 1500
+_IDLE_S = 1.0
+_LOOK_S = 0.25
+_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was measured.
+
+    Attributes:
+        rows_per_s: by batch.
+    """
+
+    batch_rows: int
+    rows_per_s: Mapping[int, float]
+
+
+def candidates(proven_rows: int) -> tuple[int, ...]:
+    """Return the batches to try: powers of two, and the largest that is allowed."""
+    most = min(proven_rows, _LARGEST)
+    powers = [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+    return tuple(sorted({*powers, most}))
+
+
+def best_batch(rows_per_s: Mapping[int, float]) -> int:
+    """Return the batch to run at most: going up, the last that was worth it.
+
+    >>> best_batch({1: 100.0, 2: 180.0, 4: 181.0, 8: 150.0})
+    2
+    """
+    best = min(rows_per_s)
+    for rows in sorted(rows_per_s):
+        if rows_per_s[rows] >= rows_per_s[best] * _GAIN:
+            best = rows
+    return best
+
+
+class Tuner:
+    """Tunes models one after the other, in the background.
+
+    Args:
+        folder: where results are kept.
+        busy: whether the server has anything to do.
+        again: measure also what was measured before.
+    """
+
+    def __init__(self, folder: Path, *, busy: Callable[[], bool], again: bool = False) -> None:
+        self._folder = folder
+        self._busy = busy
+        self._again = again
+        self._turn = asyncio.Lock()
+        self._machine = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, model: ServedModel) -> None:
+        """Tune a model that is ready."""
+        if model.source.batch_rows > 1:
+            self._tasks.add(task := asyncio.get_running_loop().create_task(self._tune(model)))
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up on what has not been measured."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tune(self, model: ServedModel) -> None:
+        path = await asyncio.to_thread(self._path, model)
+        known = None if self._again else await asyncio.to_thread(_read, path)
+        if known is not None:
+            model.use_tuned(known)
+            return
+        for _ in range(_TRIES):
+            async with self._turn:
+                await self._wait_until_idle()
+                rates = await model.measure(candidates(model.source.batch_rows), budget_ms=_BUDGET_MS)
+            if rates is not None:
+                break
+        else:
+            return
+        tuned = Tuned(best_batch(rates), rates)
+        model.use_tuned(tuned)
+        log.info("%s:%s runs batches of up to %d rows: measured", model.name, model.version, tuned.batch_rows)
+        await asyncio.to_thread(_write, path, tuned)
+
+    async def _wait_until_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        since_s = loop.time()
+        while loop.time() - since_s < _IDLE_S:
+            await asyncio.sleep(_LOOK_S)
+            if self._busy():
+                since_s = loop.time()
+
+    def _path(self, model: ServedModel) -> Path:
+        self._machine = self._machine or str(fingerprint()["digest"])
+        source = model.source
+        bundle = source.bundle.removeprefix("sha256:")
+        return self._folder / f"{bundle[:32]}-{source.variant.name}-{self._machine[:32]}-t{model.threads}.json"
+
+
+def _read(path: Path) -> Tuned | None:
+    try:
+        said = json.loads(path.read_bytes())
+        tuned = Tuned(int(said["batch_rows"]), {int(rows): float(rate) for rows, rate in said["rows_per_s"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # not measured yet, or not by this program: measuring again costs little
+    return tuned if tuned.batch_rows >= 1 else None
+
+
+def _write(path: Path, tuned: Tuned) -> None:
+    said = {"batch_rows": tuned.batch_rows, "rows_per_s": {str(k): round(v, 1) for k, v in tuned.rows_per_s.items()}}
+    try:
+        write_atomic(path, json.dumps(said).encode())
+    except OSError as exc:
+        log.warning("what was measured cannot be kept: %s", exc.strerror)
