@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 _CONTRACT = "grpc"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _SPARE_CALLS = 32  # threads to refuse the calls that are over the limit, and tell them when to come again
+_FAILED = "The server failed. Its log tells why."
 _LONGEST_TEXT = 1_000  # of an error; it travels in a header
 _KEEPALIVE_S = 60.0
 _LEAST_PING_S = 10.0
@@ -127,6 +128,7 @@ class GrpcFront:
         self._draining = False
         self._look: asyncio.TimerHandle | None = None
         self._server: Any = None
+        self._rpc_error: type[Exception] = load_grpc().RpcError
 
     def listen(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """Take the port (0: any) and return it; calls are taken from ``start`` on.
@@ -182,8 +184,11 @@ class GrpcFront:
                 answer = self._wait(self._answer(method, exchange, self._read(exchange, messages, context)), context)
         except LightshipError as exc:
             self._refuse(exchange, exc, context)
-        except _Gone:
+        except (_Gone, self._rpc_error):  # grpcio raises its own when a call ends while its message is awaited
             return None
+        except Exception:
+            log.exception("request %s failed inside the server", exchange.request_id)
+            self._refuse(exchange, LightshipError(_FAILED), context)
         context.set_trailing_metadata((("x-request-id", exchange.request_id),))
         return answer
 
@@ -232,7 +237,7 @@ class GrpcFront:
             raise
         except Exception as exc:
             log.exception("request %s failed inside the server", exchange.request_id)
-            raise LightshipError("The server failed. Its log tells why.") from exc
+            raise LightshipError(_FAILED) from exc
         finally:
             self._held_bytes -= size
         self._count(exchange, 200)
@@ -267,8 +272,11 @@ class GrpcFront:
                     raise Unavailable("The server is being stopped.")
         except LightshipError as exc:
             self._refuse(exchange, exc, context)
-        except _Gone:
+        except (_Gone, self._rpc_error):
             return
+        except Exception:
+            log.exception("request %s failed inside the server", exchange.request_id)
+            self._refuse(exchange, LightshipError(_FAILED), context)
         context.set_trailing_metadata((("x-request-id", exchange.request_id),))
 
     def _answer_of_stream(self, method: GrpcMethod, path: str, data: bytes, context: Any) -> bytes:
