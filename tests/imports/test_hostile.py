@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -368,3 +369,28 @@ def test_the_trial_can_write_no_file(tmp_path):
 
     assert done.stdout == "no\n"
     assert place.stat().st_size == 0
+
+
+def test_ctrl_c_ends_the_trial_too(tmp_path, write):
+    """The process of the trial goes with the command, and nothing stays."""
+    command = [sys.executable, "-m", "lightship.cli.main", "import", str(write(endless())), "--name", "m1"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "LIGHTSHIP_HOME": str(tmp_path / "home")}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not (children := _children(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert children
+
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert "Interrupted" in said
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+    assert not list((tmp_path / "home").rglob("blobs/*/*"))
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -278,3 +278,11 @@ def test_what_cannot_be_relied_on_is_refused_with_the_reason(graph, error, messa
     """Each says what is wrong and what to do."""
     with pytest.raises(error, match=message):
         try_graph(graph)
+
+
+def test_the_engines_words_are_passed_on_to_who_made_the_file():
+    """An attribute that no operator of this version has: only the engine knows which."""
+    graph = model([node("Relu", ["x"], ["y"], consumed_inputs=[0])], [info("x", ["N"])], [info("y", ["N"])])
+
+    with pytest.raises(InvalidInput, match=r"cannot load this graph.*The engine says: .*consumed_inputs"):
+        try_graph(graph)

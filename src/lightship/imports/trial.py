@@ -29,6 +29,11 @@ __all__ = ["Bounds", "Found", "try_graph"]
 
 ROWS = 8
 """Golden examples that are drawn. Of given rows so many are used."""
+FEW_ROWS = 3
+"""Of a graph that is slow: every row runs some ten times."""
+_QUICK_CPU_S = 0.2
+_GOLDEN_BYTES = 32 << 20
+"""Golden examples with their answers in a bundle: they are read at every start of a server."""
 MAX_RUN_S = 60.0
 _ROW_BYTES = 1 << 29
 """Largest input that is drawn: a file may declare any size."""
@@ -137,7 +142,11 @@ class _Trial:
         self._runs = 0
         self._what = "load"
         tell("load", 0)
-        self._runner = load_runner(graph, options=EngineOptions(threads=threads, limit_s=MAX_RUN_S, batched=False))
+        options = EngineOptions(threads=threads, limit_s=MAX_RUN_S, batched=False)
+        try:
+            self._runner = load_runner(graph, options=options)
+        except InvalidInput as exc:
+            raise InvalidInput(f"{exc}{_engine_says(exc)}") from exc
         self._interface = self._runner.interface
         _check_interface(self._interface)
         self._inputs = self._interface.inputs
@@ -167,6 +176,8 @@ class _Trial:
             self._batched = False
             rows, alone = self._whole_inputs(given, rows, alone)
         rows, alone = _alike(rows, alone)
+        few = max(1, _GOLDEN_BYTES // max(1, _size(rows[0]) + _size(alone[0])))
+        rows, alone = rows[:few], alone[:few]
         self._what = "spread"
         spread, largest = self._spread(rows, alone)
         self._what = "sizes"
@@ -221,13 +232,15 @@ class _Trial:
                 self._observed.clear()
                 return self._more_rows(row)
         raise InvalidInput(
-            f"The graph ran on none of the inputs that were drawn for it; the last try: {last} "
+            f"The graph ran on none of the inputs that were drawn for it; the last try: {last}{_engine_says(last)} "
             "Give rows that it takes: --golden rows.npz, arrays by the name of the input, the first axis are rows."
         )
 
     def _more_rows(self, first: Tensors) -> list[Tensors]:
         rows = [first]
-        for number in range(1, ROWS):
+        self._run(first, rows=1)  # the run before it was a first one
+        count = ROWS if self._cpu_s <= _QUICK_CPU_S else FEW_ROWS
+        for number in range(1, count):
             row = self._draw(self._start, number=number, style=self._style)
             try:
                 self._run(row, rows=1)
@@ -691,6 +704,13 @@ def _check_interface(interface: Interface) -> None:
                 )
 
 
+def _engine_says(error: BaseException | None) -> str:
+    """Return the engine's own words, which help who made the file, for one line."""
+    cause = error.__cause__ if error is not None else None
+    words = " ".join("".join(c if c.isprintable() else " " for c in str(cause or "")).split())
+    return f" The engine says: {words[:300]}" if words else ""
+
+
 def _renamed(specs: Sequence[TensorSpec], name: str) -> tuple[TensorSpec, ...]:
     return tuple(replace(spec, shape=tuple(name if dim == BATCH else dim for dim in spec.shape)) for spec in specs)
 
@@ -739,6 +759,10 @@ def _alike(rows: list[Tensors], alone: list[Tensors]) -> tuple[list[Tensors], li
 
 def _stack(rows: Sequence[Tensors]) -> Tensors:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(array.nbytes for array in tensors.values())
 
 
 def _without_batch(row: Tensors) -> Tensors:
