@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from tests.imports.conftest import info, linear, model, node
 
 from lightship.engine.onnx_audit import audit_onnx
+from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput, LightshipError, NotFound, Refused, UnsupportedMedia
 from lightship.imports.model_file import read_graph
 from lightship.imports.trial import Bounds
@@ -157,6 +158,63 @@ def test_strange_keys_of_external_data_are_never_read(keys):
     """BI-013, BI-014: nothing is set from them."""
     with pytest.raises(Refused, match="lies in another file"):
         audit_onnx(external("weights.bin", **keys))
+
+
+def inside(location: str, size: int = 32, **keys: str) -> bytes:
+    """Return a model whose weight, of 32 bytes, lies in a file beside it."""
+    return external(location, length=str(size), **keys)
+
+
+def test_weights_beside_the_model_are_put_into_it(tmp_path):
+    """As exporters write them by default: the graph then needs nothing but its bytes, and gives what it gave."""
+    weights = onnx.load_from_string(linear()).graph.initializer[0].raw_data
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "model.onnx.data").write_bytes(b"\0" * 8 + weights)
+    (tmp_path / "model.onnx").write_bytes(external("data/model.onnx.data", offset="8", length=str(len(weights))))
+
+    source = read_graph(tmp_path / "model.onnx")
+
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(
+        load_runner(source.graph).run({"x": x})["y"], load_runner(linear()).run({"x": x})["y"]
+    )
+    assert list(source.facts["files"]) == ["data/model.onnx.data"]
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        *((inside(location), "not read|below the folder") for location in (*LOCATIONS[:-1], "missing.bin")),
+        (inside("weights.bin", offset="-1"), "offset '-1'"),
+        (inside("weights.bin", offset="x"), "offset 'x'"),
+        (inside("weights.bin", offset="1"), "bytes 1 to 33 of a file that has 32"),
+        (inside("weights.bin", offset=str(2**63)), "offset"),
+        (inside("weights.bin", size=31), "its length says 31"),
+        (inside("weights.bin", __class__="os"), "each once"),
+        (inside("weights.bin", checksum="00"), "another checksum"),
+        (inside("soft"), "not read"),
+        (inside("hard"), "not read.*2 names"),
+        (inside("folder"), "not read"),
+        (inside("linked/weights.bin"), "not read.*without following links"),
+        (inside("pipe"), "not read"),
+    ],
+)
+def test_weights_that_lie_wrong_are_refused(graph, message, tmp_path):
+    """BI-011 to BI-014: places, links, ranges and keys; what is outside of the folder is never opened."""
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "x").write_bytes(b"TOP SECRET" * 4)
+    (folder / "soft").symlink_to(tmp_path / "x")
+    (folder / "linked").symlink_to(tmp_path)
+    os.link(tmp_path / "x", folder / "hard")
+    os.mkfifo(folder / "pipe")
+    (tmp_path / "weights.bin").write_bytes(b"TOP SECRET" * 4)
+    (folder / "weights.bin").write_bytes(b"\0" * 32)
+    (folder / "model.onnx").write_bytes(graph)
+
+    with pytest.raises(Refused, match=message) as caught:
+        read_graph(folder / "model.onnx")
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_link_to_a_secret_next_to_the_model_is_not_opened(tmp_path):

@@ -61,7 +61,7 @@ def import_(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Make a bundle of the model in FILE (ONNX, with all of its weights) and release it as NAME.
+    """Make a bundle of the model in FILE (ONNX) and release it as NAME.
 
     The file is audited before anything runs. Then it is tried in a process of its own: golden examples under several
     settings of the engine, batch sizes, other free sizes. What was tried is signed evidence, and a server runs nothing

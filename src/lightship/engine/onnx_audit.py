@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from lightship.errors import InvalidInput, Refused
 
-__all__ = ["DOMAINS", "MAX_NODES", "Audited", "audit_onnx", "top_fields"]
+__all__ = ["DOMAINS", "MAX_NODES", "Audited", "audit_onnx", "element_bits", "refuse_many_nodes", "top_fields"]
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that ONNX Runtime itself brings; ``com.microsoft`` holds the quantized operators."""
@@ -75,7 +75,7 @@ def audit_onnx(graph: bytes) -> Audited:
         InvalidInput: the bytes are no ONNX model.
         Refused: external data, an operator that ONNX Runtime does not bring, a limit, a size that is not there.
     """
-    _refuse_many_nodes(graph)
+    refuse_many_nodes(graph)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(graph)
@@ -133,8 +133,13 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     raise InvalidInput(f"These bytes are no ONNX model, or one that is cut short, at byte {at}.")
 
 
-def _refuse_many_nodes(graph: bytes) -> None:
-    """Count the main graph's nodes on the wire: parsing a million of them costs a second and a gigabyte."""
+def refuse_many_nodes(graph: bytes) -> None:
+    """Count the main graph's nodes on the wire: parsing a million of them costs a second and a gigabyte.
+
+    Raises:
+        InvalidInput: the bytes are no ONNX model.
+        Refused: more than ``MAX_NODES``.
+    """
     nodes = 0
     for number, start, stop in top_fields(graph):
         if number != _GRAPH_FIELD:
@@ -143,6 +148,11 @@ def _refuse_many_nodes(graph: bytes) -> None:
             nodes += inner == _NODE_FIELD
             if nodes > MAX_NODES:
                 raise _too_many()
+
+
+def element_bits(data_type: int) -> int:
+    """Return the bits of one element of a tensor; 0 for texts and unknown types."""
+    return _LAYOUT.get(data_type, (0, ""))[0]
 
 
 def _too_many() -> Refused:

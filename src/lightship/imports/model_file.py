@@ -62,8 +62,10 @@ class Importer(Protocol):
     def recognizes(self, data: bytes) -> bool:
         """Return whether the bytes are a file of this format. It must be quick and must not raise."""
 
-    def to_graph(self, data: bytes) -> tuple[bytes, Mapping[str, Json], str]:
+    def to_graph(self, data: bytes, *, folder: Path) -> tuple[bytes, Mapping[str, Json], str]:
         """Return (ONNX bytes, facts, one line about the audit). Nothing of the file may be run.
+
+        ``folder`` is where the file stands; a format may keep its weights beside it.
 
         Raises:
             InvalidInput, Refused: the file is damaged, or could do what a model must not.
@@ -82,7 +84,7 @@ def read_graph(path: Path) -> SourceGraph:
     for name in extension_names("imports"):
         importer: Importer = load_extension("imports", name)()
         if importer.recognizes(data):
-            graph, facts, audit = importer.to_graph(data)
+            graph, facts, audit = importer.to_graph(data, folder=path.parent)
             return SourceGraph(name, graph, sha256_hex(data), facts, audit)
     known = ", ".join(extension_names("imports"))
     for at, magic, what in _OTHERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from lightship.errors import LightshipError
 from lightship.types import Json
@@ -15,7 +16,7 @@ _ENOUGH = 10_000  # fields of a model beside its graph: opsets, metadata, functi
 
 
 class OnnxFile:
-    """Reads ONNX files that hold all of their weights."""
+    """Reads ONNX files, and weights that lie beside them."""
 
     def recognizes(self, data: bytes) -> bool:
         """Return whether the bytes begin as a ModelProto does: ONNX has no magic number, but a known set of fields."""
@@ -32,14 +33,19 @@ class OnnxFile:
             return _IR_VERSION in seen and data[:1] == b"\x08" and len(data) > 1 and data[1] < 128
         return _GRAPH in seen
 
-    def to_graph(self, data: bytes) -> tuple[bytes, Mapping[str, Json], str]:
-        """Audit the file; its bytes are the graph, unchanged."""
+    def to_graph(self, data: bytes, *, folder: Path) -> tuple[bytes, Mapping[str, Json], str]:
+        """Audit the file; its bytes are the graph, unchanged unless weights had to be put into it."""
         from lightship.engine.onnx_audit import audit_onnx
+        from lightship.imports.onnx_external import inlined
 
-        audited = audit_onnx(data)
+        graph, files = inlined(data, folder)
+        audited = audit_onnx(graph)
         facts: dict[str, Json] = {
             "producer": "".join(c for c in audited.producer if c.isprintable())[:200],
             "opsets": {domain[:64] or "ai.onnx": version for domain, version in sorted(audited.opsets.items())[:32]},
             "nodes": audited.nodes,
         }
-        return data, facts, f"{audited.nodes:,} nodes, all known operators; nothing outside of the file is named"
+        if files:
+            facts["files"] = {place[:200]: digest for place, digest in sorted(files.items())}
+        outside = f"weights of {len(files)} files put inside" if files else "nothing outside of the file is named"
+        return graph, facts, f"{audited.nodes:,} nodes, all known operators; {outside}"

@@ -91,7 +91,7 @@ def import_model(
     The same file, rows and bounds give the same bundle: it is the version that it already has.
 
     Args:
-        path: of the model, e.g. an ONNX file with all of its weights.
+        path: of the model, e.g. an ONNX file; its weights may lie beside it.
         name: what the model is called.
         golden: a ``.npz`` file, or arrays by the name of the input; the first axis are rows. None draws them.
         upto: the largest size to try of a free dimension, by its name; ``batch`` is the rows of a batch.
