@@ -10,16 +10,22 @@ from lightship.errors import DeadlineExceeded, InvalidInput, Overloaded
 from lightship.serve.batcher import BatchBounds, Batcher, Item
 
 
+class Named(Item):
+    """An item that can be told from others."""
+
+    name: object = None
+
+
 def item(
     name: str, *, key: str = "a", rows: int = 1, size: int = 10, deadline: float = 30.0, alone: bool = False
 ) -> Item:
     """Return an item whose payload is its name."""
-    return Item(key=key, rows=rows, size_bytes=size, deadline_s=deadline, payload=name, alone=alone)
+    return Named(key=key, rows=rows, size_bytes=size, deadline_s=deadline, name=name, alone=alone)
 
 
 def names(batch: list[Item]) -> list[str]:
     """Return the names of a batch."""
-    return [one.payload for one in batch]
+    return [one.name for one in batch]
 
 
 def test_an_idle_worker_gets_a_lone_item_at_once():
@@ -208,7 +214,7 @@ def test_no_item_is_lost_doubled_reordered_or_run_too_late(steps):
     for step in steps:
         match step:
             case ("add", key, rows, size, patience, alone):
-                new = Item(key, rows, size, now + patience, payload=len(added), alone=alone)
+                new = Named(key, rows, size, now + patience, name=len(added), alone=alone)
                 full = len(waiting) >= 6 or (waiting and sum(i.size_bytes for i in waiting.values()) + size > 150)
                 try:
                     batcher.add(new, now)

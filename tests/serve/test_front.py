@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 import struct
 import time
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -348,10 +350,50 @@ async def test_a_get_with_a_body_is_refused(field):
         assert (await ask(service, f"GET /ping HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode())).status == 400
 
 
-async def test_a_compressed_body_is_refused():
-    """Nothing is decompressed here."""
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_compressed_body_is_read(coding, pack):
+    """The route sees what was meant."""
     async with serving() as service:
-        assert (await ask(service, post("/echo", b"x", "Content-Encoding: gzip"))).status == 415
+        got = await ask(service, post("/echo", pack(b"hello " * 100), f"Content-Encoding: {coding}"))
+
+    assert (got.status, got.body) == (200, b"hello " * 100)
+
+
+ZEROS = gzip.compress(b"\0" * (8 << 20))
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "status"),
+    [
+        (ZEROS, "gzip", 413),
+        (gzip.compress(ZEROS), "gzip, gzip", 415),
+        (b"x", "br", 415),
+        (b"x", "zstd", 415),
+        (b"not gzip", "gzip", 400),
+        (gzip.compress(b"hello")[:-4], "gzip", 400),
+        (gzip.compress(b"hello") + b"more", "gzip", 400),
+        (gzip.compress(b"a") + gzip.compress(b"b"), "gzip", 400),
+        (b"", "gzip", 200),
+    ],
+)
+async def test_a_compressed_body_is_bounded_and_whole(body, coding, status):
+    """8 MiB of zeros in 8 KiB grow more than a hundred times; an absent body has no coding (BI-053)."""
+    async with serving() as service:
+        got = await ask(service, post("/echo", body, f"Content-Encoding: {coding}"))
+
+        assert got.status == status
+        assert (await ask(service, PING)).status == 200
+        assert service.front.held_bytes == 0
+
+
+async def test_what_comes_out_is_bounded_as_a_body_is():
+    """Whatever went in."""
+    noise = bytes(range(256)) * 64
+    async with serving(limits=Limits(body_bytes=10_000)) as service:
+        got = await ask(service, post("/echo", zlib.compress(noise), "Content-Encoding: deflate"))
+
+    assert got.status == 413
+    assert "10000" in got.error
 
 
 async def test_who_expects_100_continue_gets_it_only_when_wanted():
@@ -417,6 +459,47 @@ async def test_connections_are_bounded():
                 await asyncio.sleep(0)
         assert (await ask(service, PING)).status == 200
         second[1].close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /pi", b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx"])
+async def test_who_does_not_say_what_it_wants_makes_room(sent):
+    """The slowest goes first; whoever asked something, or waits for an answer, stays."""
+    async with serving(limits=Limits(connections=3), clocks=Clocks(chance_s=0.1)) as service:
+        asked, waits, slow = await service.open(), await service.open(), await service.open()
+        asked[1].write(PING)
+        assert (await read(asked[0])).status == 200
+        waits[1].write(post("/hold", b"1"))
+        held = await service.arrived.get()
+        slow[1].write(sent)
+        await asyncio.sleep(0.3)
+
+        assert (await ask(service, PING)).status == 200
+        assert await ended(slow[0])
+        held.answer(Response(200, (b"done",)))
+        assert (await read(waits[0])).body == b"done"
+        asked[1].write(PING)
+        assert (await read(asked[0])).status == 200
+        for _, writer in (asked, waits, slow):
+            writer.close()
+
+
+async def test_who_was_refused_for_want_of_room_is_not_read_at_once():
+    """A client that asks again at once cannot spend the server's time on refusals; it is answered a little later."""
+    async with serving() as service:
+        reader, writer = await service.open()
+        started = time.monotonic()
+        for _ in range(10):
+            writer.write(post("/full", b"x"))
+            got = await read(reader)
+            assert (got.status, got.headers["retry-after"]) == (429, "1")
+        writer.write(PING)
+        assert (await read(reader)).status == 200
+        took = time.monotonic() - started
+        other = await ask(service, PING)
+        writer.close()
+
+    assert 0.08 < took < 2.0
+    assert other.status == 200
 
 
 async def test_what_is_pipelined_beyond_the_bound_stays_in_the_socket():
@@ -498,6 +581,36 @@ async def test_a_body_that_goes_on_is_not_closed():
         _, said = await timed_end(service, data[:-8], *([b"x"] * 8), every_s=0.1)
 
     assert said.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_that_trickles_is_closed():
+    """It makes progress, but less than a kilobyte a second."""
+    async with serving(clocks=Clocks(body_s=5.0, slow_body_s=0.3)) as service:
+        reader, writer = await service.open()
+        started = time.monotonic()
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        got = asyncio.create_task(read(reader))
+        while not got.done() and time.monotonic() - started < DEADLINE_S:
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    assert (await got).status == 408
+    assert time.monotonic() - started < 2.0
+
+
+async def test_a_long_body_has_as_long_as_it_needs_at_a_kilobyte_a_second():
+    """It comes for longer than the clock of slow bodies, but not slowly."""
+    async with serving(clocks=Clocks(body_s=5.0, slow_body_s=0.2)) as service:
+        reader, writer = await service.open()
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 8000\r\n\r\n")
+        for _ in range(8):
+            writer.write(b"x" * 1000)
+            await asyncio.sleep(0.05)
+        got = await read(reader)
+        writer.close()
+
+    assert (got.status, len(got.body)) == (200, 8000)
 
 
 async def test_an_idle_connection_is_closed_after_an_answer():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightship.errors import Overloaded, TooLarge, Unauthenticated, WorkerFailed
-from lightship.serve.http import Chunked, HttpRefused, Response, error_response, parse_head, write_response
+from lightship.serve.http import Chunked, HttpRefused, Response, error_response, parse_head, write_head
 from lightship.serve.limits import Limits
 
 
@@ -225,14 +225,14 @@ def test_an_unexpected_error_tells_nothing_of_the_inside():
     assert b"secret" not in bytes(response.body[0])
 
 
-def test_an_answer_is_written_with_its_length():
-    """Several buffers, one length; none of them for HEAD."""
+def test_the_head_of_an_answer_has_the_length_of_all_its_buffers():
+    """Several buffers, one length, one end."""
     response = Response(200, (b"ab", memoryview(b"cd")), headers=(("x-a", "b"),))
 
-    parts = write_response(response, request_id="r", close=True, date="D", head_only=False)
-    head_only = write_response(response, request_id="r", close=False, date="D", head_only=True)
+    last = write_head(response, request_id="r", close=True, date="D")
+    head = write_head(response, request_id="r", close=False, date="D")
 
-    assert b"".join(parts).endswith(b"x-request-id: r\r\nx-a: b\r\nconnection: close\r\n\r\nabcd")
-    assert b"content-length: 4\r\n" in parts[0]
-    assert len(head_only) == 1
-    assert b"connection: close" not in head_only[0]
+    assert last.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert last.endswith(b"content-length: 4\r\nx-request-id: r\r\nx-a: b\r\nconnection: close\r\n\r\n")
+    assert b"connection: close" not in head
+    assert head.endswith(b"\r\n\r\n")

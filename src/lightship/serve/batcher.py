@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -41,7 +41,7 @@ class BatchBounds:
 
 
 class Item(msgspec.Struct, eq=False):
-    """Some rows that wait to be run.
+    """Some rows that wait to be run. The caller makes a subclass with what it wants to know of them.
 
     Attributes:
         key: only items with equal keys can run in one batch: the lane and the shapes and dtypes of a row.
@@ -49,7 +49,6 @@ class Item(msgspec.Struct, eq=False):
         size_bytes: bytes of its inputs.
         deadline_s: time after which it must not start.
         alone: runs in a batch of its own (a shape without batch dimension; the second try after a crash).
-        payload: the caller's; not looked at.
         sequence: its place in the order of arrival while it waits; 0 when it does not.
     """
 
@@ -57,18 +56,20 @@ class Item(msgspec.Struct, eq=False):
     rows: int
     size_bytes: int
     deadline_s: float
-    payload: Any = None
     alone: bool = False
     sequence: int = 0
 
 
-class Batcher:
+AnyItem = TypeVar("AnyItem", bound=Item)
+
+
+class Batcher(Generic[AnyItem]):
     """The queue of one model version."""
 
     def __init__(self, bounds: BatchBounds) -> None:
         self.bounds = bounds
-        self._heaps: dict[Hashable, list[tuple[float, int, Item]]] = {}  # by key; no empty ones
-        self._expired: list[Item] = []  # taken out, not yet asked for
+        self._heaps: dict[Hashable, list[tuple[float, int, AnyItem]]] = {}  # by key; no empty ones
+        self._expired: list[AnyItem] = []  # taken out, not yet asked for
         self._sequence = 0
         self._items = 0
         self._bytes = 0
@@ -94,7 +95,7 @@ class Batcher:
         if self._items and self._bytes + size_bytes > bounds.queue_bytes:
             raise Overloaded(f"The queue of this model is full: {self._bytes} bytes wait. Try again later.")
 
-    def add(self, item: Item, now_s: float, *, admitted: bool = False) -> None:
+    def add(self, item: AnyItem, now_s: float, *, admitted: bool = False) -> None:
         """Let an item wait.
 
         Args:
@@ -119,7 +120,7 @@ class Batcher:
         self._items += 1
         self._bytes += item.size_bytes
 
-    def cancel(self, item: Item) -> bool:
+    def cancel(self, item: AnyItem) -> bool:
         """Take an item out; return whether it was still waiting."""
         if not item.sequence:
             return False
@@ -129,7 +130,7 @@ class Batcher:
         self._left(item)
         return True
 
-    def expire(self, now_s: float) -> list[Item]:
+    def expire(self, now_s: float) -> list[AnyItem]:
         """Take out and return the items whose deadline has passed, so that the caller can answer them."""
         self._take_out_expired(now_s)
         expired, self._expired = self._expired, []
@@ -141,7 +142,7 @@ class Batcher:
             return self._expired[0].deadline_s
         return min((heap[0][0] for heap in self._heaps.values()), default=None)
 
-    def next_batch(self, now_s: float) -> list[Item]:
+    def next_batch(self, now_s: float) -> list[AnyItem]:
         """Take out the items to run now; an empty list if nothing waits that is in time.
 
         Expired items are never in it; ``expire`` returns them.
@@ -151,17 +152,24 @@ class Batcher:
             return []
         heap = min(self._heaps.values(), key=lambda entries: entries[0][:2])
         bounds = self.bounds
-        batch: list[Item] = []
+        batch: list[AnyItem] = []
         rows, size = 0, 0
         while heap:
             item = heap[0][2]
+            fits = rows + item.rows <= bounds.batch_rows and size + item.size_bytes <= bounds.batch_bytes
+            if batch and (item.alone or not fits):
+                break
+            heapq.heappop(heap)
+            item.sequence = 0
+            batch.append(item)
             rows += item.rows
             size += item.size_bytes
-            if batch and (item.alone or rows > bounds.batch_rows or size > bounds.batch_bytes):
-                break
-            batch.append(self._pop(heap))
             if item.alone:
                 break
+        self._items -= len(batch)
+        self._bytes -= size
+        if not heap:
+            del self._heaps[batch[0].key]
         return batch
 
     def _take_out_expired(self, now_s: float) -> None:
@@ -170,12 +178,12 @@ class Batcher:
             while heap and heap[0][0] <= now_s:
                 self._expired.append(self._pop(heap))
 
-    def _pop(self, heap: list[tuple[float, int, Item]]) -> Item:
+    def _pop(self, heap: list[tuple[float, int, AnyItem]]) -> AnyItem:
         item = heapq.heappop(heap)[2]
         self._left(item)
         return item
 
-    def _left(self, item: Item) -> None:
+    def _left(self, item: AnyItem) -> None:
         item.sequence = 0
         self._items -= 1
         self._bytes -= item.size_bytes

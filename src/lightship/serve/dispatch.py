@@ -173,16 +173,16 @@ class Dispatcher:
             LightshipError: what the route's own ``admit`` says, e.g. ``Overloaded``.
         """
         head = exchange.head
-        authorization = head.headers.get("authorization")
-        if "origin" in head.headers:
+        headers = head.headers
+        if "origin" in headers:
             # No page of another site may use a key or a loopback address that its visitor's browser can reach.
             raise Forbidden("Requests from web pages (with an Origin header) are not taken here.")
         place = self._places.get(head.path) or self._find(head.path)
         route = place.routes.get("GET" if head.method == "HEAD" else head.method)
         if route is None:
-            self._access.authenticate(authorization)
+            self._access.authenticate(headers.get("authorization"))
             raise self._no_route(head, place.routes)
-        exchange.key = self._access.check(authorization, route.roles)
+        exchange.key = self._access.check(headers.get("authorization"), route.roles)
         exchange.params = place.params
         exchange.contract = route.contract
         if route.admit is not None:

@@ -13,8 +13,10 @@ import logging
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
+from itertools import count
 from typing import Any
 
 from lightship.errors import LightshipError, Unavailable
@@ -22,12 +24,13 @@ from lightship.serve.dispatch import Dispatcher, Exchange, Route
 from lightship.serve.http import (
     Chunked,
     Head,
-    HeadReader,
+    Heads,
     HttpRefused,
     Response,
+    decoded,
     error_response,
     too_large,
-    write_response,
+    write_head,
 )
 from lightship.serve.limits import Clocks, Limits
 
@@ -40,7 +43,10 @@ _TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
 _PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 _SKIPPED_BYTES = 64 * 1024
 _JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
+_LEAST_BYTES_PER_S = 1024  # of a body
 _GRACE_S = 1.0  # for the first request of a connection that was made just before the server stopped listening
+_COOLING_S = 0.01
+_LEAST_AT_ONCE = 16  # refused connections that are read again in each of these times
 _LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
 
 Served = Callable[[Exchange, Response, float], None]
@@ -62,24 +68,21 @@ class Front:
         self.limits = limits or Limits()
         self.clocks = clocks or Clocks()
         self.served = served
-        self.heads = HeadReader(self.limits)
+        self.heads = Heads(self.limits)
         self.connections: set[Connection] = set()
+        self.unsaid: dict[Connection, float] = {}  # whose request is not all there, and since when; the oldest first
+        self.cooling = _Cooling(asyncio.get_running_loop())
         self.held_bytes = 0
         self.closing = False
         self.last_answers = False  # every answer from now on is the last on its connection
         self._all_gone = asyncio.Event()
-        self._id_prefix = secrets.token_hex(6)
-        self._ids = 0
+        # For requests that bring no id: unique on this server, without a random draw each.
+        self.ids = map(f"{secrets.token_hex(6)}-{{:x}}".format, count(1))
         self._date = (0, "")
 
     def connection(self) -> Connection:
         """Return the protocol of a new connection; the factory for ``loop.create_server``."""
         return Connection(self, asyncio.get_running_loop())
-
-    def new_request_id(self) -> str:
-        """Return an id for a request that brings none: unique on this server, without a random draw each."""
-        self._ids += 1
-        return f"{self._id_prefix}-{self._ids:x}"
 
     def date(self, wall_s: float) -> str:
         """Return the Date header of this second."""
@@ -91,6 +94,7 @@ class Front:
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection."""
         self.connections.discard(connection)
+        self.unsaid.pop(connection, None)
         if not self.connections:
             self._all_gone.set()
 
@@ -107,6 +111,15 @@ class Front:
                 return False
         return True
 
+    def make_room(self, now: float) -> bool:
+        """Close the connection that has been slowest to say what it wants; return whether there was one."""
+        oldest = next(iter(self.unsaid), None)
+        if oldest is None or now - self.unsaid[oldest] < self.clocks.chance_s:
+            return False
+        oldest.abort()
+        self.forget(oldest)
+        return True
+
     def lets_in(self, model: object) -> bool:
         """Return whether a request that was let in for a model has no answer yet. Asked seldom."""
         admitted = (one.admitted for one in self.connections)
@@ -116,6 +129,38 @@ class Front:
         """Close every connection at once."""
         for connection in tuple(self.connections):
             connection.abort()
+
+
+class _Cooling:
+    """Connections that were refused for want of room, and how fast they are read again.
+
+    A refusal costs a good part of what a small model costs. So a server that has more to do than it can must not spend
+    its time on refusing: the refused are let in again a few at a time, more while none of them is refused again.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Connection] = deque()
+        self._at_once = _LEAST_AT_ONCE
+        self._refused = False
+        self._ticking = False
+
+    def add(self, connection: Connection) -> None:
+        """Let a refused connection wait; it is told when it may go on."""
+        self._waiting.append(connection)
+        self._refused = True
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_COOLING_S, self._tick)
+
+    def _tick(self) -> None:
+        self._at_once = _LEAST_AT_ONCE if self._refused else self._at_once * 2
+        self._refused = False
+        for _ in range(min(self._at_once, len(self._waiting))):
+            self._waiting.popleft().cooled()
+        self._ticking = bool(self._waiting)
+        if self._ticking:
+            self._loop.call_later(_COOLING_S, self._tick)
 
 
 class Connection(asyncio.Protocol):
@@ -136,6 +181,7 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._writing_paused = False
         self._discarding = False
+        self._cooling = False  # it was refused a moment ago, and is not read
         self._deadline_s = float("inf")
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  # when it fires
@@ -143,6 +189,7 @@ class Connection(asyncio.Protocol):
         self._fresh = True  # nothing was asked yet on this connection
         self._held_bytes = 0  # what this connection's body takes of the server's limit
         self._skip_left = 0  # bytes of a refused body that are still to come, to be dropped
+        self._body_due_s = 0.0  # when a body of which nothing came is too slow
 
     @property
     def admitted(self) -> object:
@@ -156,13 +203,17 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a stream server's transports are Transports
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         front = self._front
-        if len(front.connections) >= front.limits.connections or front.closing:
-            self._write(error_response(Unavailable("The server has as many connections as it takes.")), close=True)
+        now = self._loop.time()
+        crowded = len(front.connections) >= front.limits.connections and not front.make_room(now)
+        if crowded or front.closing:
+            full = error_response(Unavailable("The server has as many connections as it takes."))
+            self._write(full, None, next(front.ids), close=True)
             self._transport.close()
             self._closing = True
             return
         front.connections.add(self)
-        self._await_until(front.clocks.head_s)
+        front.unsaid[self] = now
+        self._await_until(front.clocks.head_s, now)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Drop what is under way for this client."""
@@ -180,11 +231,14 @@ class Connection(asyncio.Protocol):
         if self._discarding or self._closing:
             return
         if self._exchange is None and not self._buffer and not self._skip_left and not self._writing_paused:
-            if self._take_whole(data):
+            end = data.find(b"\r\n\r\n", 0, self._front.limits.head_bytes) + 4
+            if end > 3 and self._take_whole(data, end):
                 return
             if not self._fresh:
                 # The absolute clock of a head starts with its first byte; for the first head, with the connection.
-                self._await_until(self._front.clocks.head_s)
+                now = self._loop.time()
+                self._front.unsaid[self] = now
+                self._await_until(self._front.clocks.head_s, now)
         self._buffer += data
         self._advance(progress=True)
 
@@ -221,13 +275,12 @@ class Connection(asyncio.Protocol):
 
     # The request's side
 
-    def _take_whole(self, data: bytes) -> bool:
+    def _take_whole(self, data: bytes, end: int) -> bool:
         """Take the usual case, one whole request in one piece, past the buffer; return whether it was that."""
-        end = data.find(b"\r\n\r\n", 0, self._front.limits.head_bytes) + 4
-        if end < 4 or data.startswith(b"\r\n"):
+        if data.startswith(b"\r\n"):
             return False
         try:
-            head = self._front.heads.read(data[:end])
+            head = self._front.heads[data[:end]]
             if head.body_bytes != len(data) - end or head.expects_continue:
                 return False
             self._begin(head, data[end:])
@@ -273,6 +326,8 @@ class Connection(asyncio.Protocol):
     def _hold_back(self) -> None:
         # While an answer is awaited, later requests are held up to a bound; then the socket's own flow control works.
         too_much = len(self._buffer) > self._front.limits.ahead_bytes
+        if self._cooling:
+            return
         waiting = (self._exchange is not None and not self._reading_body()) or self._writing_paused
         if waiting and too_much and not self._reading_paused:
             self._reading_paused = True
@@ -295,7 +350,7 @@ class Connection(asyncio.Protocol):
             return False
         data = bytes(buffer[: end + 4])
         del buffer[: end + 4]
-        self._begin(self._front.heads.read(data))
+        self._begin(self._front.heads[data])
         return True
 
     def _head_too_large(self, limit: int) -> HttpRefused:
@@ -318,33 +373,33 @@ class Connection(asyncio.Protocol):
         front = self._front
         self._fresh = False
         now = self._loop.time()
-        exchange = Exchange(
-            head, request_id=head.request_id or front.new_request_id(), arrived_s=now, on_answer=self._answer
-        )
+        exchange = Exchange(head, head.request_id or next(front.ids), now, self._answer, now + front.clocks.request_s)
         self._exchange = exchange
-        exchange.deadline_s = now + _request_timeout_s(head, front.clocks)
+        if head.timeout_ms is not None:
+            exchange.deadline_s = now + _timeout_s(head.timeout_ms, front.clocks)
         size = head.body_bytes
         if size is not None and size > front.limits.body_bytes:
             raise too_large(size, front.limits)
         self._route = front.dispatcher.admit(exchange)
         if size != 0:
-            _check_body_headers(head)
+            if head.body_refusal is not None:
+                raise HttpRefused(*head.body_refusal)
             self._hold(size or 0)
-        if body is not None:
-            self._handle(body)
-        elif size == 0:
-            self._handle(b"")
+        if body is not None or size == 0:
+            self._handle(body or b"")
         else:
-            self._await_body(head)
+            self._await_body(head, now)
 
-    def _await_body(self, head: Head) -> None:
+    def _await_body(self, head: Head, now: float) -> None:
         if head.expects_continue and not self._buffer:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.body_bytes is None:
             self._chunked = Chunked(self._front.limits)
         else:
             self._body_left = head.body_bytes
-        self._await_until(self._front.clocks.body_s)
+        self._front.unsaid.setdefault(self, now)
+        self._body_due_s = now + self._front.clocks.slow_body_s
+        self._body_clock(0)
 
     def _reading_body(self) -> bool:
         return self._body_left > 0 or self._chunked is not None
@@ -354,7 +409,8 @@ class Connection(asyncio.Protocol):
             body = self._chunked.feed(self._buffer)
             self._hold(self._chunked.size)
             if body is None:
-                self._body_clock(progress=progress)
+                if progress:
+                    self._body_clock(self._chunked.taken)
                 return False
             self._chunked = None
             self._handle(body)
@@ -369,7 +425,8 @@ class Connection(asyncio.Protocol):
         self._body_left -= len(piece)
         if self._body_left:
             self._body.append(piece)
-            self._body_clock(progress=progress)
+            if progress:
+                self._body_clock((self._exchange.head.body_bytes or 0) - self._body_left if self._exchange else 0)
             return False
         if self._body:
             self._body.append(piece)
@@ -378,17 +435,23 @@ class Connection(asyncio.Protocol):
         self._handle(piece)
         return True
 
-    def _body_clock(self, *, progress: bool) -> None:
-        if progress:
-            self._await_until(self._front.clocks.body_s)
+    def _body_clock(self, taken: int) -> None:
+        """Wait for the next piece of a body, which may be slow, but not as slow as it likes."""
+        now = self._loop.time()
+        due_s = self._body_due_s + taken / _LEAST_BYTES_PER_S
+        self._await_until(min(self._front.clocks.body_s, due_s - now), now)
 
     def _handle(self, body: bytes) -> None:
         exchange, route = self._exchange, self._route
         if exchange is None or route is None:
             return
         self._deadline_s = float("inf")  # the model's queue answers for the request's deadline from here on
-        exchange.body = body
+        self._front.unsaid.pop(self, None)
         try:
+            if body and exchange.head.coding is not None:
+                body = decoded(body, exchange.head.coding, self._front.limits)
+                self._hold(len(body))
+            exchange.body = body
             route.handle(exchange)
         except LightshipError as exc:
             exchange.fail(exc)
@@ -403,7 +466,7 @@ class Connection(asyncio.Protocol):
         if exchange is None or self._closing:
             return
         close = front.last_answers or not exchange.head.keep_alive or (self._eof and not self._buffer)
-        self._write(response, close=close)
+        self._write(response, exchange, exchange.request_id, close=close)
         if self._held_bytes:
             self._hold(0)
         now = self._loop.time()
@@ -434,6 +497,7 @@ class Connection(asyncio.Protocol):
         exchange, self._exchange, self._route = self._exchange, None, None
         if exchange is not None and exchange.answered:
             return
+        self._front.unsaid.pop(self, None)
         goes_on = exchange is not None and self._can_go_on(exchange.head, body_left)
         if exchange is not None and goes_on:
             self._skip_left = (exchange.head.body_bytes or 0) if body_left is None else body_left
@@ -441,7 +505,8 @@ class Connection(asyncio.Protocol):
         self._body.clear()
         self._hold(0)
         response = error_response(error)
-        self._write(response, close=not goes_on, exchange=exchange)
+        request_id = exchange.request_id if exchange is not None else next(self._front.ids)
+        self._write(response, exchange, request_id, close=not goes_on)
         if exchange is not None:
             if self._front.served is not None:
                 self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
@@ -449,9 +514,29 @@ class Connection(asyncio.Protocol):
         if not goes_on:
             self._linger()
             return
-        self._await_until(self._front.clocks.body_s if self._skip_left else self._front.clocks.idle_s)
-        if self._buffer:
+        self._await_until(self._front.clocks.slow_body_s if self._skip_left else self._front.clocks.idle_s)
+        if isinstance(error, Unavailable):
+            self._cool()
+        elif self._buffer:
             self._loop.call_soon(self._next_request)
+
+    def _cool(self) -> None:
+        """Read nothing more of this client for a moment: whoever comes back at once is not read, not refused again."""
+        self._cooling = True
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        self._front.cooling.add(self)
+
+    def cooled(self) -> None:
+        """Go on after a refusal."""
+        self._cooling = False
+        if self._closing:
+            return
+        self._await_until(self._front.clocks.slow_body_s if self._skip_left else self._front.clocks.idle_s)
+        self._hold_back()
+        if self._buffer:
+            self._next_request()
 
     def _can_go_on(self, head: Head, body_left: int | None) -> bool:
         if self._reading_body() or self._eof or self._front.last_answers or not head.keep_alive:
@@ -474,19 +559,15 @@ class Connection(asyncio.Protocol):
         self._transport.write_eof()
         self._await_until(_LINGER_S)
 
-    def _write(self, response: Response, *, close: bool, exchange: Exchange | None = None) -> None:
-        exchange = exchange or self._exchange
-        parts = write_response(
-            response,
-            request_id=exchange.request_id if exchange is not None else self._front.new_request_id(),
-            close=close,
-            date=self._front.date(time.time()),
-            head_only=exchange is not None and exchange.head.method == "HEAD",
-        )
-        if sum(map(len, parts)) <= _JOINED_BYTES:
-            self._transport.write(b"".join(parts))
+    def _write(self, response: Response, exchange: Exchange | None, request_id: str, *, close: bool) -> None:
+        date = self._front.date(time.time())
+        head = write_head(response, request_id=request_id, close=close, date=date)
+        if exchange is not None and exchange.head.method == "HEAD":
+            self._transport.write(head)
+        elif sum(map(len, response.body)) <= _JOINED_BYTES:
+            self._transport.write(b"".join((head, *response.body)))
         else:
-            self._transport.writelines(parts)
+            self._transport.writelines((head, *response.body))
 
     # Ends and clocks
 
@@ -543,7 +624,13 @@ class Connection(asyncio.Protocol):
             self.abort()
         elif self._exchange is not None:
             clocks = self._front.clocks
-            self._refuse(HttpRefused(408, f"The body made no progress for {clocks.body_s:g} s (clock `body_s`)."))
+            self._refuse(
+                HttpRefused(
+                    408,
+                    f"The body made no progress for {clocks.body_s:g} s (clock `body_s`), or less than "
+                    f"{_LEAST_BYTES_PER_S} bytes a second after {clocks.slow_body_s:g} s (clock `slow_body_s`).",
+                )
+            )
         elif self._skip_left:
             self._close()
         elif self._buffer:
@@ -572,13 +659,6 @@ class Connection(asyncio.Protocol):
         self._loop.call_later(_PROBE_S[min(step, len(_PROBE_S) - 1)], self._probe, step + 1)
 
 
-def _check_body_headers(head: Head) -> None:
-    if head.method != "POST":
-        raise HttpRefused(400, f"A {head.method} request has no body here.")
-    if head.headers.get("content-encoding", "identity").lower() != "identity":
-        raise HttpRefused(415, "Compressed bodies are not taken here. Send without Content-Encoding.")
-
-
 def _tcp_state(sock: Any) -> int:
     try:
         return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
@@ -586,11 +666,8 @@ def _tcp_state(sock: Any) -> int:
         return _TCP_CLOSED
 
 
-def _request_timeout_s(head: Head, clocks: Clocks) -> float:
-    given = head.headers.get("x-request-timeout-ms")
-    if given is None:
-        return clocks.request_s
+def _timeout_s(given_ms: int, clocks: Clocks) -> float:
     longest_ms = int(clocks.longest_request_s * 1000)
-    if not (given.isascii() and given.isdigit() and len(given) <= 9 and 1 <= int(given) <= longest_ms):
+    if not 1 <= given_ms <= longest_ms:
         raise HttpRefused(400, f"The header x-request-timeout-ms must be a whole number in [1, {longest_ms}].")
-    return int(given) / 1000
+    return given_ms / 1000

@@ -9,6 +9,7 @@ code, which makes its limits exact and leaves the bytes of the next pipelined re
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,13 +22,14 @@ from lightship.serve.limits import Limits
 __all__ = [
     "Chunked",
     "Head",
-    "HeadReader",
+    "Heads",
     "HttpRefused",
     "Response",
+    "decoded",
     "error_response",
     "parse_head",
     "too_large",
-    "write_response",
+    "write_head",
 ]
 
 Buffer = bytes | memoryview
@@ -64,6 +66,8 @@ _CLOSE = "connection: close\r\n\r\n"
 _REMEMBERED_HEADS = 1_024
 _REMEMBERED_BYTES = 1_024  # of one head
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}  # as zlib wants to be told the format; deflate is zlib's (RFC 9110 §8.4.1.2)
+_FREE_BYTES = 1 << 20  # may come out of however few
 _LONGEST_CHUNK_LINE = 256  # size and extensions; extensions are read over, nobody uses them
 
 
@@ -78,7 +82,7 @@ class HttpRefused(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of one request. Shared by all requests with the same bytes, see ``HeadReader``.
+    """The head of one request. Shared by all requests with the same bytes, see ``Heads``.
 
     Attributes:
         target: the request target as it came; nothing is decoded, so nothing can decode to something else.
@@ -86,6 +90,9 @@ class Head:
         headers: lower-case names; a header that came more than once is joined by ``", "``.
         body_bytes: the announced length; ``None`` for a chunked body.
         request_id: the client's own, if it gave one that is safe to repeat.
+        timeout_ms: what it gave as its deadline; 0 if that is no number of milliseconds.
+        body_refusal: status and text, if a body may not come with this head.
+        coding: the content coding of the body, ``gzip`` or ``deflate``; None for none.
     """
 
     method: str
@@ -97,6 +104,9 @@ class Head:
     body_bytes: int | None
     expects_continue: bool
     request_id: str | None
+    timeout_ms: int | None = None
+    body_refusal: tuple[int, str] | None = None
+    coding: str | None = None
 
 
 @dataclass(slots=True)
@@ -117,25 +127,23 @@ class _Collector:
         self.complete = True
 
 
-class HeadReader:
-    """Parses heads, and remembers those that were fine: on a kept connection a client sends the same bytes each time.
+class Heads(dict[bytes, Head]):
+    """Heads by their bytes. Remembers those that were fine: on a kept connection a client sends the same each time.
 
-    What it remembers depends on the bytes alone. Keys and models are looked at anew for every request.
+    ``heads[data]`` parses what is not known yet, and raises as ``parse_head`` does. What is remembered depends on the
+    bytes alone; keys and models are looked at anew for every request.
     """
 
     def __init__(self, limits: Limits) -> None:
+        super().__init__()
         self._limits = limits
-        self._known: dict[bytes, Head] = {}
 
-    def read(self, data: bytes) -> Head:
-        """Return the head that ``data`` is; it ends with an empty line. Raises as ``parse_head`` does."""
-        head = self._known.get(data)
-        if head is None:
-            head = parse_head(data, self._limits)
-            if len(data) <= _REMEMBERED_BYTES:
-                if len(self._known) >= _REMEMBERED_HEADS:
-                    self._known.clear()
-                self._known[data] = head
+    def __missing__(self, data: bytes) -> Head:
+        head = parse_head(data, self._limits)
+        if len(data) <= _REMEMBERED_BYTES:
+            if len(self) >= _REMEMBERED_HEADS:
+                self.clear()
+            self[data] = head
         return head
 
 
@@ -192,6 +200,9 @@ def _checked_head(collector: _Collector, parser: httptools.HttpRequestParser, li
         body_bytes=_body_length(headers, http_1_0=http_1_0),
         expects_continue=_expects_continue(headers, http_1_0=http_1_0),
         request_id=_request_id(headers),
+        timeout_ms=_timeout_ms(headers),
+        body_refusal=_body_refusal(method, headers),
+        coding=_coding(headers),
     )
 
 
@@ -237,6 +248,28 @@ def _expects_continue(headers: Mapping[str, str], *, http_1_0: bool) -> bool:
     return True
 
 
+def _timeout_ms(headers: Mapping[str, str]) -> int | None:
+    given = headers.get("x-request-timeout-ms")
+    if given is None:
+        return None
+    return int(given) if given.isascii() and given.isdigit() and len(given) <= 9 else 0
+
+
+def _body_refusal(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    if method != "POST":
+        return 400, f"A {method} request has no body here."
+    coding = _coding(headers)
+    if coding is not None and coding not in _WINDOW_BITS:
+        known = " or ".join(_WINDOW_BITS)
+        return 415, f"The content coding of a body may be {known}, or none. Got {coding[:40]!r}."
+    return None
+
+
+def _coding(headers: Mapping[str, str]) -> str | None:
+    coding = headers.get("content-encoding", "identity").lower()
+    return None if coding == "identity" else coding
+
+
 def _request_id(headers: Mapping[str, str]) -> str | None:
     given = headers.get("x-request-id")
     # A strange id is replaced, not refused: it comes back in headers and logs, where only plain characters are safe.
@@ -252,6 +285,7 @@ class Chunked:
         self._limits = limits
         self._pieces: list[bytes] = []
         self.size = 0  # of the body so far, with what the current chunk announces
+        self.taken = 0  # bytes of it that are there
         self._chunks = 0
         self._left = -1  # bytes of the current chunk still to come; -1: its size line comes next
         self._last = False
@@ -302,6 +336,7 @@ class Chunked:
             piece = bytes(buffer[: self._left])
             del buffer[: len(piece)]
             self._left -= len(piece)
+            self.taken += len(piece)
             self._pieces.append(piece)
             if self._left:
                 return False
@@ -312,6 +347,28 @@ class Chunked:
         del buffer[:2]
         self._left = -1
         return True
+
+
+def decoded(body: bytes, coding: str, limits: Limits) -> bytes:
+    """Undo the content coding of a body (RFC 9110 §8.4.1). What comes out is counted while it comes out.
+
+    Raises:
+        HttpRefused: it is not of that coding, or not whole.
+        TooLarge: what comes out is over ``body_bytes``, or too many times what went in.
+    """
+    decoder = zlib.decompressobj(wbits=_WINDOW_BITS[coding])
+    most = min(limits.body_bytes, max(_FREE_BYTES, len(body) * limits.inflation))
+    try:
+        data = decoder.decompress(body, most + 1)
+    except zlib.error as exc:
+        raise HttpRefused(400, f"The body is not of the content coding {coding}.") from exc
+    if len(data) > limits.body_bytes:
+        raise too_large(len(data), limits)
+    if len(data) > most:
+        raise TooLarge(f"A body may grow {limits.inflation} times when it is decompressed (limit `inflation`).")
+    if not decoder.eof or decoder.unused_data:
+        raise HttpRefused(400, f"The body must be one whole stream of the content coding {coding}.")
+    return data
 
 
 def too_large(size: int, limits: Limits) -> TooLarge:
@@ -346,13 +403,12 @@ def error_response(error: BaseException) -> Response:
     return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
 
 
-def write_response(response: Response, *, request_id: str, close: bool, date: str, head_only: bool) -> list[Buffer]:
-    """Return the bytes of an answer: first its head, then its body's buffers (none for an answer to HEAD)."""
+def write_head(response: Response, *, request_id: str, close: bool, date: str) -> bytes:
+    """Return the head of an answer: status line and headers, with the empty line after them."""
     body = response.body
     size = len(body[0]) if len(body) == 1 else sum(map(len, body))
     fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
-    head = (
+    return (
         f"{_STATUS_LINES[response.status]}date: {date}\r\ncontent-type: {response.content_type}\r\n"
         f"content-length: {size}\r\nx-request-id: {request_id}\r\n{fields}{_CLOSE if close else _END}"
     ).encode("latin-1")
-    return [head] if head_only else [head, *body]

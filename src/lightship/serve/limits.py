@@ -62,6 +62,7 @@ class Clocks:
 
     Attributes:
         head_s: from the first byte of a request, or from the connection if it is the first, to the end of its headers.
+        chance_s: for a new connection to say what it wants, before another may take its place.
         body_s: between two pieces of a body.
         slow_body_s: for a body besides the time that it takes at 1 KiB a second.
         idle_s: between two requests on one connection.
@@ -79,6 +80,7 @@ class Clocks:
     """
 
     head_s: float = 10.0
+    chance_s: float = 1.0
     body_s: float = 30.0
     slow_body_s: float = 10.0
     idle_s: float = 30.0

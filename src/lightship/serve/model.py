@@ -18,7 +18,7 @@ from typing import Protocol
 
 from lightship.engine.machine import usable_cores
 from lightship.errors import DeadlineExceeded, InvalidTensor, LightshipError, Overloaded, Unavailable, WorkerFailed
-from lightship.serve.batcher import BatchBounds, Batcher, Item
+from lightship.serve.batcher import BatchBounds, Batcher
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import ModelFigures
 from lightship.serve.quarantine import Quarantine
@@ -84,7 +84,7 @@ class ServedModel:
         self._life = Supervisor(
             source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes
         )
-        self._batcher = Batcher(
+        self._batcher = Batcher[Part](
             BatchBounds(
                 batch_rows=min(source.batch_rows, _DEFAULT_BATCH) or 1,
                 queue_items=limits.queue_requests,
@@ -94,12 +94,13 @@ class ServedModel:
         # With a second core the next batch crosses, and is encoded, while the last one runs.
         self._depth = depth or min(2, usable_cores())
         self._running: dict[int, Batch] = {}
-        self._suspects: set[Item] = set()  # what was in a worker that died, until it has run alone
+        self._suspects: set[Part] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
         self.tuned: Tuned | None = None
         self._measured: asyncio.Future[Measured | None] | None = None
         self._batches = 0
         self._pump_soon = False
+        self._collected = -1  # how many waited in the last turn of the loop
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
         self._worker: WorkerProcess | None = None  # only while it takes batches
@@ -192,7 +193,7 @@ class ServedModel:
         found = False
         for item in (item for batch in batches for item in batch.items):
             self._suspects.discard(item)
-            part: Part = item.payload
+            part = item
             part.tries += 1
             if part.work.over:
                 continue
@@ -205,12 +206,12 @@ class ServedModel:
                 self._try_alone(item)
         return found
 
-    def _try_alone(self, item: Item) -> None:
+    def _try_alone(self, item: Part) -> None:
         item.alone = True
         try:
             self._batcher.add(item, self._loop.time(), admitted=True)
         except DeadlineExceeded as exc:
-            item.payload.work.finish(None, exc)
+            item.work.finish(None, exc)
         else:
             self._suspects.add(item)
 
@@ -253,8 +254,13 @@ class ServedModel:
         for behind in self._running.values():
             behind.since_s = self._loop.time()  # it is its turn only now
         self.figures.ran(message.encode_us, message.run_us, message.decode_us)
-        self._pump()  # first: the worker should not wait while answers are written
-        self._deliver(batch, message, payload)
+        if self._depth > 1:
+            self._pump()  # first: the worker should not wait while answers are written
+            self._deliver(batch, message, payload)
+        else:
+            # On one core a busy worker only takes it from us: answers first, and what they bring in runs with the rest.
+            self._deliver(batch, message, payload)
+            self._pump_later()
 
     # Requests
 
@@ -277,7 +283,7 @@ class ServedModel:
             Overloaded: the queue is full.
             Unavailable: the worker keeps dying, or is not there yet.
         """
-        if not self._life.accepting:
+        if self._worker is None and not self._life.accepting:
             self.figures.refused += 1
             raise Unavailable(f"The model {self.name} is not ready. Try again later.", retry_after_s=2.0)
         try:
@@ -295,11 +301,11 @@ class ServedModel:
         limit = self._limits.rows_per_request
         if not 1 <= work.rows <= limit:
             raise InvalidTensor(f"A request must have 1 to {limit} rows (limit `rows_per_request`). Got {work.rows}.")
-        if self._life.state is State.CLOSED:
+        if self._worker is None and self._life.state is State.CLOSED:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
         work.model = self
-        work.submitted_s = self._loop.time()
-        self._queue_next(work, admitted=False)
+        work.submitted_s = now = self._loop.time()
+        self._queue_next(work, now, admitted=False)
 
     def forget(self, work: Work) -> None:
         """Take a cancelled request out of the queue."""
@@ -309,32 +315,40 @@ class ServedModel:
             work.item = None
             self.figures.cancelled += 1
 
-    def _queue_next(self, work: Work, *, admitted: bool) -> None:
+    def _queue_next(self, work: Work, now: float, *, admitted: bool) -> None:
         """Queue the next part of a request. A large one is in the queue once, so it cannot crowd out the others."""
-        start, stop = work.taken, work.rows
-        batch_rows = self.source.batch_rows
+        start, stop, size, batch_rows = work.taken, work.rows, work.size_bytes, self.source.batch_rows
         if batch_rows and stop - start > (most := self._batcher.bounds.batch_rows):
             stop = start + most
-        if work.raws:
-            key: object = "raw"
-            size = sum([len(raw) for raw in work.raws[start:stop]])
-        else:
-            key = tuple([one.shape[1:] for one in work.inputs])
-            size = sum([len(one.data) for one in work.inputs]) * (stop - start) // work.rows
-        item = Item(key, stop - start, size, work.deadline_s, Part(work, start, stop), not batch_rows)
+        if stop - start < work.rows:
+            size = size * (stop - start) // work.rows
+        item = Part(work.key, stop - start, size, work.deadline_s, not batch_rows, work=work, start=start, stop=stop)
         if self._quarantine:
-            self._quarantine.refuse(item.payload, self._loop.time())
+            self._quarantine.refuse(item, now)
         try:
-            self._batcher.add(item, self._loop.time(), admitted=admitted)
+            self._batcher.add(item, now, admitted=admitted)
         except Overloaded:
             self.figures.refused += 1
             raise
         work.item = item
         work.taken = stop
         if not self._pump_soon:
-            # At the end of this turn of the loop: what arrived in the same turn runs in the same batch.
-            self._pump_soon = True
-            self._loop.call_soon(self._pump)
+            self._pump_later()
+
+    def _pump_later(self) -> None:
+        """Send at the end of this turn of the loop: what arrived in the same turn runs in the same batch."""
+        self._pump_soon = True
+        self._collected = -1
+        self._loop.call_soon(self._pump if self._depth > 1 else self._collect)
+
+    def _collect(self) -> None:
+        """On one core: read all that has come before the worker takes the core, for as long as a turn brings more."""
+        waiting = len(self._batcher)
+        if self._collected < waiting < self._batcher.bounds.batch_rows:
+            self._collected = waiting
+            self._loop.call_soon(self._collect)
+        else:
+            self._pump()
 
     def _pump(self) -> None:
         """Send batches while the worker is free for them; answer what is too late; set the timer."""
@@ -350,11 +364,11 @@ class ServedModel:
             self._send(self._worker, items, now)
         self._set_timer()
 
-    def _send(self, worker: WorkerProcess, items: list[Item], now: float) -> None:
+    def _send(self, worker: WorkerProcess, items: list[Part], now: float) -> None:
         self._batches += 1
         batch = Batch(self._batches, items, now)
         self._running[batch.number] = batch
-        message, payload = batch_message(batch.number, [item.payload for item in items])
+        message, payload = batch_message(batch.number, items)
         try:
             worker.send(message, payload)
         except OSError as exc:
@@ -363,14 +377,14 @@ class ServedModel:
             return
         self.figures.sent(rows=sum(message.rows))
         for item in items:
-            self.figures.queued(now - item.payload.work.submitted_s)
+            self.figures.queued(now - item.work.submitted_s)
 
     def _deliver(self, batch: Batch, done: Done, payload: memoryview) -> None:
         items = batch.items
         if done.failed:
             failed = {failure.index: error_named(failure.error, failure.message) for failure in done.failed}
             for index, error in failed.items():
-                items[index].payload.work.finish(None, error)
+                items[index].work.finish(None, error)
             items = [item for index, item in enumerate(items) if index not in failed]
         try:
             rows = [item.rows for item in items]
@@ -378,33 +392,33 @@ class ServedModel:
         except WorkerFailed as exc:
             log.error("a batch of %s:%s was answered wrongly: %s", self.name, self.version, exc)
             for item in items:
-                item.payload.work.finish(None, exc)
+                item.work.finish(None, exc)
             return
         for item, answer in zip(items, answers, strict=True):
-            self._part_done(item.payload.work, answer)
+            work = item.work
+            work.item = None
+            if item.rows == work.rows:
+                work.finish(answer, None)
+            elif not work.over:
+                self._part_done(work, answer)
 
     def _part_done(self, work: Work, answer: Answer) -> None:
-        if work.over:
-            return
-        work.item = None
         if work.taken < work.rows:
             work.parts = (*work.parts, answer)
             try:
-                self._queue_next(work, admitted=True)
+                self._queue_next(work, self._loop.time(), admitted=True)
             except LightshipError as exc:
                 work.finish(None, exc)
-        elif work.parts:
-            work.finish(join_answers((*work.parts, answer)), None)
         else:
-            work.finish(answer, None)
+            work.finish(join_answers((*work.parts, answer)), None)
 
     # Deadlines
 
-    def _too_late(self, item: Item) -> None:
+    def _too_late(self, item: Part) -> None:
         self.figures.expired += 1
         self._suspects.discard(item)
         message = "The deadline of the request passed while it waited. Send less, or give it more time."
-        item.payload.work.finish(None, DeadlineExceeded(message))
+        item.work.finish(None, DeadlineExceeded(message))
 
     def _set_timer(self) -> None:
         next_s = self._batcher.next_deadline() or math.inf
@@ -433,9 +447,9 @@ class ServedModel:
     def _batch_late(self, batch: Batch, now: float) -> None:
         """Answer those of its requests whose time is up. When nobody waits for it any more, it has to end."""
         for item in batch.items:
-            if item.deadline_s <= now and not item.payload.work.over:
+            if item.deadline_s <= now and not item.work.over:
                 self._too_late(item)
-        late = (item.deadline_s for item in batch.items if not item.payload.work.over)
+        late = (item.deadline_s for item in batch.items if not item.work.over)
         batch.deadline_s = min(late, default=math.inf)
         if batch.deadline_s == math.inf and self._worker is not None:
             batch.over_s = now
@@ -443,5 +457,5 @@ class ServedModel:
                 self._worker.send(Stop(batch.number))
 
     def _works(self) -> list[Work]:
-        running = [item.payload.work for batch in self._running.values() for item in batch.items]
-        return running + [item.payload.work for item in self._batcher.expire(math.inf)]
+        running = [item.work for batch in self._running.values() for item in batch.items]
+        return running + [item.work for item in self._batcher.expire(math.inf)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -46,6 +46,8 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
         inputs: the graph's inputs in the interface's order (``tensors`` lane), or
         raws: raw inputs, one a row (``raw`` lane).
         done: called once, on the event loop, with an answer or an error; never after ``cancel``.
+        key: what its rows have in common with others that can run in the same batch.
+        size_bytes: of its inputs.
         parts: answers of the parts that have run.
         taken: rows that were put into the queue so far.
         item: the part that waits or runs; a large request has one after the other.
@@ -56,9 +58,11 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
     done: Told | None
     inputs: tuple[PackedTensor, ...] = ()
     raws: tuple[bytes, ...] = ()
+    key: Hashable = "raw"
+    size_bytes: int
     parts: tuple[Answer, ...] = ()
     taken: int = 0
-    item: Item | None = None
+    item: Part | None = None
     model: _Forgets | None = None
     submitted_s: float = 0.0
 
@@ -88,11 +92,11 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
             self.model.forget(self)
 
 
-class Part(msgspec.Struct, eq=False):
-    """Some rows of a request, as the payload of an item."""
+class Part(Item, kw_only=True):
+    """The rows [start, stop) of a request, as they wait and run. Most requests have one part."""
 
     work: Work
-    start: int
+    start: int = 0
     stop: int
     tries: int = 0
 
@@ -109,7 +113,7 @@ class Batch:
     """
 
     number: int
-    items: list[Item]
+    items: list[Part]
     since_s: float
     deadline_s: float = field(init=False)
     over_s: float | None = None

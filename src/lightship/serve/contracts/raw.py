@@ -41,7 +41,7 @@ class RawDoor:
 
     def _model(self, exchange: Exchange) -> ServedModel:
         model = self._catalog.find(exchange.params["model"], exchange.params.get("version"))
-        if model is None:
+        if model is None or not model.task.labels:  # a model of tensors has no raw door
             raise NotFound("No model of that name and version is served here.")
         exchange.model = model.name
         return model
@@ -66,7 +66,9 @@ class RawDoor:
                 start = msgspec.json.encode({"model": model.name, "version": model.source.version})
                 exchange.answer(Response(200, (start[:-1] + b"," + answer.answers[0][1:],)))
 
-        work = Work(rows=1, deadline_s=exchange.deadline_s, done=done, raws=(exchange.body,))
+        work = Work(
+            rows=1, deadline_s=exchange.deadline_s, done=done, raws=(exchange.body,), size_bytes=len(exchange.body)
+        )
         exchange.body = b""
         model.submit(work)
         exchange.on_gone = work.cancel

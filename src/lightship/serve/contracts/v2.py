@@ -19,7 +19,7 @@ from lightship.serve.contracts.v2_model import View, Views
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
 from lightship.serve.limits import Limits
-from lightship.serve.model import Answer
+from lightship.serve.model import Answer, ServedModel
 from lightship.types import TensorSpec
 from lightship.version import __version__
 
@@ -38,7 +38,8 @@ class V2:
         self._stopping = stopping
         self._json_bytes = limits.json_bytes
         self._views = Views(catalog)
-        self._codecs: dict[View, V2Codec] = {}
+        self._models: tuple[ServedModel, ...] = ()
+        self._doors: dict[str, tuple[View, V2Codec]] = {}  # by path, while these models are served
 
     def routes(self) -> Sequence[Route]:
         """Return the routes of V2."""
@@ -86,21 +87,23 @@ class V2:
             )
         )
 
-    def _codec(self, view: View) -> V2Codec:
-        codec = self._codecs.get(view)
-        if codec is None:
-            serving = set(self._catalog.models)
-            self._codecs = {known: codec for known, codec in self._codecs.items() if known.model in serving}
-            codec = self._codecs[view] = V2Codec(view.inputs, view.outputs, json_bytes=self._json_bytes)
-        return codec
-
     def _admit(self, exchange: Exchange) -> None:
-        exchange.admitted = view = self._view(exchange)
-        view.model.admit(exchange.head.body_bytes or 0)
+        if self._models is not self._catalog.models:
+            self._models, self._doors = self._catalog.models, {}
+        exchange.admitted = view, _ = self._doors.get(exchange.head.path) or self._new_door(exchange)
+        model = view.model
+        exchange.model = model.name
+        model.admit(exchange.head.body_bytes or 0)
+
+    def _new_door(self, exchange: Exchange) -> tuple[View, V2Codec]:
+        view = self._view(exchange)
+        codec = next((codec for known, codec in self._doors.values() if known is view), None)
+        door = (view, codec or V2Codec(view.inputs, view.outputs, json_bytes=self._json_bytes))
+        self._doors[exchange.head.path] = door
+        return door
 
     def _infer(self, exchange: Exchange) -> None:
-        view: View = exchange.admitted
-        codec = self._codec(view)
+        view, codec = exchange.admitted
         request = codec.read(exchange.body, exchange.head.headers)
         exchange.body = b""
         deadline_s = exchange.deadline_s
@@ -112,9 +115,8 @@ class V2:
                 exchange.fail(error or Unavailable("The server is being stopped."))
                 return
             try:
-                outputs = view.results(answer)
                 response = V2Response(view.name, view.model.version, request.id, request.wanted)
-                exchange.answer(codec.write(response, outputs))
+                exchange.answer(codec.write(response, view.results(answer)))
             except LightshipError as exc:
                 exchange.fail(exc)
 

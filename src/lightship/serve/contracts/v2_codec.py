@@ -32,7 +32,6 @@ __all__ = ["V2Codec", "V2Request", "V2Response", "Wanted"]
 
 _LENGTH_HEADER = "inference-header-content-length"
 _JSON, _BINARY = "application/json", "application/octet-stream"
-_SURELY_IN_RANGE = 3e38  # of FP32; what lies between this and its largest number is looked at more closely
 _KEPT_PARSER_BYTES = 1 << 20  # a parser keeps some 13 times the bytes of its largest document
 _MOST_DIMENSIONS = 32
 _LARGEST_DIMENSION = (1 << 31) - 1
@@ -40,6 +39,7 @@ _MOST_TIMEOUT_US = 600_000_000
 _MOST_ID_CHARACTERS = 1_024
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
+_VALUES = "values"  # stands where they will be
 _REMEMBERED_TEXTS = 256
 _REMEMBERED_BYTES = 4_096  # of one text
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
@@ -49,7 +49,7 @@ _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
 _INTEGERS = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
 _FLOATS = {"FP32", "FP64"}
 _NUMBERS = _INTEGERS | _FLOATS
-_FORMATS: dict[str, Any] = {name: np.dtype(numpy).char for name, numpy in DTYPES.items() if name not in {"FP16", "BYTES"}}
+_FORMATS: dict[str, Any] = {name: np.dtype(DTYPES[name]).char for name in (*_NUMBERS, "BOOL")}
 
 
 class Wanted(NamedTuple):
@@ -68,7 +68,7 @@ class V2Request(msgspec.Struct, frozen=True):
     timeout_us: int | None = None
 
 
-class V2Response(NamedTuple):
+class V2Response(msgspec.Struct, frozen=True):
     """What an answer says beside its tensors."""
 
     model: str
@@ -139,6 +139,52 @@ class _Frame:
         return middle if middle.startswith(b"[") and middle.find(b"[", 1) < 0 else None
 
 
+_AnswerKey = tuple[str | None, tuple[Wanted, ...], tuple[tuple[tuple[int, ...], int], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswerFrame:
+    """The JSON of an answer without the values that are written into it.
+
+    Attributes:
+        pieces: the text before the first output's values, between them, and after the last; an output in the binary
+            part has none.
+        head, headers: the whole JSON and its header, if all outputs are in the binary part.
+    """
+
+    pieces: tuple[bytes, ...]
+    head: bytes | None
+    headers: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, response: V2Response, tensors: Sequence[PackedTensor]) -> _AnswerFrame:
+        """Return the frame of an answer with such tensors."""
+        described: list[dict[str, object]] = []
+        for wanted, tensor in zip(response.wanted, tensors, strict=True):
+            entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.dtype, "shape": tensor.shape}
+            if wanted.binary:
+                entry["parameters"] = {"binary_data_size": len(tensor.data)}
+            else:
+                entry["data"] = _VALUES
+            described.append(entry)
+        document: dict[str, object] = {"model_name": response.model, "model_version": response.version}
+        if response.id is not None:
+            document["id"] = response.id
+        start = msgspec.json.encode(document)[:-1] + b',"outputs":['
+        outputs = [msgspec.json.encode(entry) for entry in described]
+        if all(wanted.binary for wanted in response.wanted):
+            head = start + b",".join(outputs) + b"]}"
+            return cls((), head, ((_LENGTH_HEADER, str(len(head))),))
+        pieces = [start]
+        for index, (wanted, output) in enumerate(zip(response.wanted, outputs, strict=True)):
+            # ``data`` is the last member, so its place is known, whatever the names hold.
+            before, after = (output, b"") if wanted.binary else (output[: -len(_VALUES) - 3], b"}")
+            pieces[-1] += (b"," if index else b"") + before
+            pieces.append(after)
+        pieces[-1] += b"]}"
+        return cls(tuple(pieces), None, ())
+
+
 class V2Codec:
     """Reads requests for one model and writes its answers. Not thread-safe: it keeps a parser.
 
@@ -154,7 +200,7 @@ class V2Codec:
         self._parser = simdjson.Parser()
         self._layouts: dict[bytes, _Layout] = {}
         self._frame: _Frame | None = None  # of the last request in JSON
-        self._heads: dict[tuple[V2Response, tuple[tuple[tuple[int, ...], int], ...]], bytes] = {}
+        self._answers: dict[_AnswerKey, _AnswerFrame] = {}  # of one model, so its name is not in the key
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> V2Request:
         """Read a request.
@@ -167,7 +213,7 @@ class V2Codec:
         text, tail = _split_body(body, headers)
         if text is None:
             return _read_raw_form(tail, self._inputs, self._outputs)
-        layout = self._layouts.get(text)
+        layout = self._layouts.get(text) if tail else None
         if layout is not None and layout.size == len(tail):
             return layout.request(tail)
         if len(text) > self._json_bytes:
@@ -213,18 +259,25 @@ class V2Codec:
                 not UTF-8.
         """
         tensors = [outputs[wanted.name] for wanted in response.wanted]
-        tail = [tensor.data for tensor, wanted in zip(tensors, response.wanted, strict=True) if wanted.binary]
+        key = (response.id, response.wanted, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
+        frame = self._answers.get(key) or self._new_answer(key, response, tensors)
+        if frame.head is not None:
+            return Response(200, (frame.head, *[tensor.data for tensor in tensors]), _BINARY, frame.headers)
+        text, tail = [frame.pieces[0]], []
+        for tensor, wanted, piece in zip(tensors, response.wanted, frame.pieces[1:], strict=True):
+            if wanted.binary:
+                tail.append(tensor.data)
+            else:
+                text.append(msgspec.json.encode(_json_values(tensor)))
+            text.append(piece)
+        head = b"".join(text)
         if not tail:
-            return Response(200, (_answer_json(response, tensors),))
-        head = self._binary_head(response, tensors) if len(tail) == len(tensors) else _answer_json(response, tensors)
+            return Response(200, (head,))
         return Response(200, (head, *tail), _BINARY, ((_LENGTH_HEADER, str(len(head))),))
 
-    def _binary_head(self, response: V2Response, tensors: list[PackedTensor]) -> bytes:
-        """Return the JSON before tensors that are all in the binary part. It holds no values, so it is kept."""
-        if response.id is not None:
-            return _answer_json(response, tensors)
-        key = (response, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
-        return self._heads.get(key) or _remember(self._heads, key, _answer_json(response, tensors))
+    def _new_answer(self, key: _AnswerKey, response: V2Response, tensors: list[PackedTensor]) -> _AnswerFrame:
+        frame = _AnswerFrame.of(response, tensors)
+        return frame if response.id is not None else _remember(self._answers, key, frame)
 
     def _parse(self, text: bytes, *, start: bytes = b"{") -> Any:
         if not text.startswith(start) and text.lstrip(b" \t\r\n")[:1] != start:
@@ -249,22 +302,6 @@ def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
         known.clear()
     known[key] = value
     return value
-
-
-def _answer_json(response: V2Response, tensors: Sequence[PackedTensor]) -> bytes:
-    described: list[dict[str, object]] = []
-    for wanted, tensor in zip(response.wanted, tensors, strict=True):
-        entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.dtype, "shape": tensor.shape}
-        if wanted.binary:
-            entry["parameters"] = {"binary_data_size": len(tensor.data)}
-        else:
-            entry["data"] = _json_values(tensor)
-        described.append(entry)
-    document: dict[str, object] = {"model_name": response.model, "model_version": response.version}
-    if response.id is not None:
-        document["id"] = response.id
-    document["outputs"] = described
-    return msgspec.json.encode(document)
 
 
 def _not_json(error: Exception) -> InvalidInput:
@@ -574,11 +611,13 @@ def _numbers(data: Any, dtype: str, shape: tuple[int, ...], *, at: str) -> np.nd
         raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; it holds something else.") from None
     if wide.size != math.prod(shape):
         raise InvalidTensor(f"{at} must have {math.prod(shape)} values, as its shape says. Got {wide.size}.")
-    if dtype == "FP64" or (kind == "d" and wide.min() > -_SURELY_IN_RANGE and wide.max() < _SURELY_IN_RANGE):
-        return wide.astype(DTYPES[dtype]).reshape(shape)
     with np.errstate(over="ignore"):
         array = wide.astype(DTYPES[dtype])
-    exact = np.isfinite(array).all() if kind == "d" else array.itemsize == wide.itemsize or (array == wide).all()
+        if kind == "d":
+            # The sum of squares is finite if all are; if it is not, a large number may be the reason.
+            exact = math.isfinite(float(np.dot(array, array))) or bool(np.isfinite(array).all())
+        else:
+            exact = array.itemsize == wide.itemsize or bool((array == wide).all())
     if not exact:
         raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; one is out of it.")
     return array.reshape(shape)

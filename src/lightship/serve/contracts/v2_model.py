@@ -23,6 +23,7 @@ __all__ = ["View", "Views"]
 _BATCH = "batch"
 _RAW = ".raw"
 _REMEMBERED_SHAPES = 1_024
+_Shapes = tuple[tuple[int, ...], ...]
 
 
 class View(Protocol):
@@ -60,17 +61,21 @@ class _Tensors:
         self.model = model
         self.inputs = model.interface.inputs
         self.outputs = model.interface.outputs
-        self._rows: dict[tuple[tuple[int, ...], ...], int] = {}  # of shapes that were checked; bounded
+        self._shapes: dict[_Shapes, tuple[int, _Shapes]] = {}  # that were checked; bounded
 
     def work(self, inputs: tuple[PackedTensor, ...], deadline_s: float, done: Told) -> Work:
         shapes = tuple([one.shape for one in inputs])
-        rows = self._rows.get(shapes)
-        if rows is None:
-            rows = _check_shapes(inputs, self.model)
-            if len(self._rows) >= _REMEMBERED_SHAPES:
-                self._rows.clear()
-            self._rows[shapes] = rows
-        return Work(rows=rows, deadline_s=deadline_s, done=done, inputs=inputs)
+        rows, key = self._shapes.get(shapes) or self._check(shapes, inputs)
+        size = sum([len(one.data) for one in inputs])
+        return Work(rows=rows, deadline_s=deadline_s, done=done, inputs=inputs, key=key, size_bytes=size)
+
+    def _check(self, shapes: _Shapes, inputs: tuple[PackedTensor, ...]) -> tuple[int, _Shapes]:
+        """Return the number of rows, and the shapes of a row: requests that have these in common run together."""
+        rows = _check_shapes(inputs, self.model)
+        if len(self._shapes) >= _REMEMBERED_SHAPES:
+            self._shapes.clear()
+        found = self._shapes[shapes] = (rows, tuple([shape[1:] for shape in shapes]))
+        return found
 
     def results(self, answer: Answer) -> Mapping[str, PackedTensor]:
         return {output.name: output for output in answer.outputs}
@@ -96,7 +101,8 @@ class _Raw:
         if len(inputs[0].shape) != 1:
             raise InvalidTensor(f"The shape of input 'raw' must be [rows]. Got {list(inputs[0].shape)}.")
         raws = tuple(unpack(inputs[0]).tolist())
-        return Work(rows=len(raws), deadline_s=deadline_s, done=done, raws=raws)
+        size = sum([len(raw) for raw in raws])
+        return Work(rows=len(raws), deadline_s=deadline_s, done=done, raws=raws, size_bytes=size)
 
     def results(self, answer: Answer) -> Mapping[str, PackedTensor]:
         answers = [msgspec.json.decode(text) for text in answer.answers]
