@@ -5,6 +5,8 @@ Two plugins with one name is an error that names both; silent shadowing would co
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -36,4 +38,10 @@ def load_extension(kind: str, name: str) -> Any:
 
 
 def _points(kind: str) -> list[EntryPoint]:
-    return list(entry_points(group=f"lightship.{kind}"))
+    return list(_all_points(tuple(sys.path)).select(group=f"lightship.{kind}"))
+
+
+@cache
+def _all_points(_path: tuple[str, ...]) -> Any:
+    """Look through everything that is installed: once, for it takes longer than most that it finds."""
+    return entry_points()

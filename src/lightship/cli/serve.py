@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -92,6 +93,7 @@ def serve(
     A bare NAME is NAME@production. Each release is verified and has to get its golden examples right on this machine
     before the server says that it is ready. SIGTERM or Ctrl-C lets accepted requests finish; a second one does not.
     """
+    gc.disable()  # what is imported and read until the server is ready does not become garbage
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server is there to end by itself
         signal.signal(number, lambda *_: sys.exit(0))
 

@@ -56,6 +56,7 @@ def run_server(
                 # What was made up to here stays: the collector need not look at it again in the middle of a request.
                 gc.collect()
                 gc.freeze()
+                gc.enable()
                 when_ready(server)
                 await server.until_stopped()
                 log.info("stopping: accepted requests are finished first")

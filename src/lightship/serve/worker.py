@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import gc
 import io
 import logging
 import os
@@ -368,6 +369,8 @@ def _serve(channel: Channel) -> int:
         channel.send(LoadFailed("Refused", f"{message.model} does not fit into the memory of its worker, {limit}."))
         return 1
     del payload, first
+    gc.freeze()  # what was loaded stays: the collector need not look at it in the middle of a batch
+    gc.enable()
     channel.send(Ready(golden=len(message.golden), load_ms=(time.perf_counter() - started) * 1000))
     prepared: queue.SimpleQueue[_Prepared | Tune | None] = queue.SimpleQueue()
     threading.Thread(target=_beat, args=(channel,), name="beat", daemon=True).start()

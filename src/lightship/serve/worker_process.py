@@ -50,7 +50,7 @@ class WorkerProcess:
         ours, theirs = Channel.pair()
         ours.setblocking(False)
         with theirs:
-            command = (sys.executable, "-P", "-m", "lightship.serve.worker", "--fd", str(theirs.fileno()))
+            command = (sys.executable, "-P", "-m", "lightship.serve.worker_start", "--fd", str(theirs.fileno()))
             worker._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
                 (*command, "--parent", str(os.getpid())), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
             )
