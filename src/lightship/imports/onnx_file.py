@@ -47,5 +47,5 @@ class OnnxFile:
         }
         if files:
             facts["files"] = {place[:200]: digest for place, digest in sorted(files.items())}
-        outside = f"weights of {len(files)} files put inside" if files else "nothing outside of the file is named"
+        outside = f"weights of {len(files)} other file(s) put inside" if files else "nothing outside of the file is named"
         return graph, facts, f"{audited.nodes:,} nodes, all known operators; {outside}"

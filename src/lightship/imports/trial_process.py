@@ -35,6 +35,7 @@ LIMIT_S = 600.0
 """Wall clock of a whole trial."""
 _LEAST_BYTES = 3 << 30  # the engine alone maps more than a gigabyte of address space
 _GRAPH_TIMES = 12  # a graph is held by several sessions, packed and unpacked
+_TELL_S = 0.05
 _SHARE = 0.8  # of what this machine may use
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("<Q")
@@ -254,13 +255,13 @@ def _bound(graph_bytes: int) -> None:
 
 
 def _run(task: _Task, out: BinaryIO) -> _Answer:
-    last = 0.0
+    last_s, step = 0.0, ""
 
     def tell(what: str, runs: int) -> None:
-        nonlocal last
+        nonlocal last_s, step
         now = time.monotonic()
-        if runs == 0 or now - last > 0.05:
-            last = now
+        if what != step or now - last_s > _TELL_S:
+            last_s, step = now, what
             _write(out, msgspec.msgpack.encode(_Step(what, runs)))
 
     found = try_graph(
