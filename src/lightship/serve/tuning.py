@@ -24,7 +24,8 @@ __all__ = ["Tuned", "Tuner", "best_batch", "candidates"]
 
 log = logging.getLogger(__name__)
 
-_GAIN = 1.05  # a larger batch has to bring this much: it makes everybody in it wait
+_NEAR = 0.95  # a smaller batch is as good as the best one from here on: in a larger one everybody waits longer
+_CROSSING_S = 0.0003  # what a batch costs besides the engine: two processes, some system calls
 _LARGEST = 256
 _BUDGET_MS = 1500
 _IDLE_S = 1.0
@@ -52,16 +53,15 @@ def candidates(proven_rows: int) -> tuple[int, ...]:
 
 
 def best_batch(rows_per_s: Mapping[int, float]) -> int:
-    """Return the batch to run at most: going up, the last that was worth it.
+    """Return the batch to run at most: the smallest that is near the best, counted with what each batch costs besides.
 
     >>> best_batch({1: 100.0, 2: 180.0, 4: 181.0, 8: 150.0})
     2
+    >>> best_batch({1: 16_000.0, 4: 32_000.0, 32: 36_000.0, 64: 35_000.0})  # small rows: crossing is dear
+    64
     """
-    best = min(rows_per_s)
-    for rows in sorted(rows_per_s):
-        if rows_per_s[rows] >= rows_per_s[best] * _GAIN:
-            best = rows
-    return best
+    rates = {rows: rows / (rows / rate + _CROSSING_S) for rows, rate in rows_per_s.items()}
+    return min(rows for rows, rate in rates.items() if rate >= _NEAR * max(rates.values()))
 
 
 class Tuner:
