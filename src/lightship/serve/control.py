@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightship.errors import Forbidden, LightshipError, status_of
 from lightship.serve.access import OPEN, Access, Role, Roles
+from lightship.serve.control_api import openapi
 from lightship.serve.metrics import RequestFigures, registry_of
 from lightship.serve.model import ServedModel
 from lightship.serve.versions import Slot, Versions
@@ -49,6 +50,7 @@ def control_app(server: Watched, access: Access) -> Starlette:
     """Return the application of the control plane. Liveness and readiness are open, the rest needs ``read``."""
     from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -65,6 +67,14 @@ def control_app(server: Watched, access: Access) -> Starlette:
 
     async def models(_request: Request) -> Response:
         return JSONResponse(state_of(server))
+
+    async def document(_request: Request) -> Response:
+        return JSONResponse(openapi())
+
+    async def no_route(_request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        text = "Only GET is taken here." if status == 405 else "There is nothing at this path. See /openapi.json."
+        return JSONResponse({"error": text}, status_code=status, headers=getattr(error, "headers", None))
 
     async def failed(_request: Request, error: Exception) -> Response:
         headers = {"www-authenticate": "Bearer"} if status_of(error).http == 401 else None
@@ -83,9 +93,11 @@ def control_app(server: Watched, access: Access) -> Starlette:
         route("/livez", livez, OPEN),
         route("/readyz", readyz, OPEN),
         route("/metrics", metrics, _READ),
+        route("/monitoring/prometheus/metrics", metrics, _READ),
         route("/models", models, _READ),
+        route("/openapi.json", document, _READ),
     ]
-    return Starlette(routes=routes, exception_handlers={LightshipError: failed})
+    return Starlette(routes=routes, exception_handlers={LightshipError: failed, HTTPException: no_route})
 
 
 def state_of(server: Watched) -> dict[str, Any]:

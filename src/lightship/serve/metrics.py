@@ -37,10 +37,10 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return the cumulative buckets in Prometheus' form."""
+    def buckets(self, scale: float = 1.0) -> list[tuple[str, float]]:
+        """Return the cumulative buckets in Prometheus' form, their bounds times ``scale``."""
         counts, cumulated, result = list(self.counts), 0, []
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), counts, strict=True):
+        for bound, count in zip((*(str(bound * scale) for bound in self.bounds), "+Inf"), counts, strict=True):
             cumulated += count
             result.append((bound, float(cumulated)))
         return result
@@ -136,8 +136,11 @@ class _Collector:
         self._changes = changes
 
     def collect(self) -> Iterator[Metric]:
-        self._models = tuple(self._models_now())
         from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+        from lightship.serve.metric_aliases import aliases
+
+        self._models = tuple(self._models_now())
 
         count = CounterMetricFamily("lightship_requests", "Answered requests.", labels=("contract", "model", "status"))
         for (contract, model, status), value in list(self._requests.counts.items()):
@@ -153,6 +156,7 @@ class _Collector:
         yield from self._counters()
         yield from self._histograms()
         yield from self._change_figures()
+        yield from aliases(self._requests, self._models)
 
     def _change_figures(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -1,0 +1,88 @@
+"""The control plane: what it says is what it does, and what others' dashboards ask for is there."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from lightship.errors import InvalidInput
+from lightship.serve.limits import Clocks, Limits, limits_of, size_of
+from lightship.tasks.image_pixels import png_bytes
+
+
+def test_the_document_describes_every_path_and_status(locked_server):
+    """Each path answers with a key and without one as the document says."""
+    read = locked_server.headers("read")
+    document = httpx.get(f"{locked_server.control_url}/openapi.json", headers=read).json()
+
+    for path, operations in document["paths"].items():
+        said = operations["get"]["responses"]
+        url = f"{locked_server.control_url}{path}"
+        with_key, without = httpx.get(url, headers=read), httpx.get(url)
+        assert str(with_key.status_code) in said
+        assert str(without.status_code) in said
+        assert (without.status_code == 401) == ("security" not in operations["get"])
+        assert next(iter(said["200"]["content"])) in with_key.headers["content-type"]
+    assert document["openapi"].startswith("3.1")
+
+
+def test_unknown_paths_and_methods_are_errors_of_the_one_form(locked_server):
+    """Also here."""
+    missing = httpx.get(f"{locked_server.control_url}/nothing")
+    posted = httpx.post(f"{locked_server.control_url}/models")
+
+    assert (missing.status_code, list(missing.json())) == (404, ["error"])
+    assert (posted.status_code, list(posted.json())) == (405, ["error"])
+
+
+def test_metrics_are_there_under_the_names_of_triton_and_tf_serving(server, image):
+    """With the same values as ours."""
+    for index in range(3):
+        httpx.post(f"{server.url}/predict/digits", content=png_bytes(image(index)[:, :, None])).raise_for_status()
+    httpx.post(f"{server.url}/predict/digits", content=b"no image")
+
+    text = httpx.get(f"{server.control_url}/monitoring/prometheus/metrics").text
+    values = {
+        (sample.name, *(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    version = (("model", "digits"), ("version", "1"))
+
+    assert values[("nv_inference_request_success", ("model", "digits"))] >= 3
+    assert values[("nv_inference_request_failure", ("model", "digits"), ("reason", "OTHER"))] >= 1
+    assert values[("nv_inference_count", *version)] == values[("lightship_rows_total", *version)]
+    assert values[("nv_inference_exec_count", *version)] == values[("lightship_batches_total", *version)]
+    assert values[("nv_inference_compute_infer_duration_us", *version)] == pytest.approx(
+        values[("lightship_run_seconds_total", *version)] * 1e6
+    )
+    assert values[(":tensorflow:serving:request_count", ("model_name", "digits"), ("status", "OK"))] >= 3
+    assert values[(":tensorflow:serving:request_latency_count", ("API", "raw"), ("model_name", "digits"))] >= 4
+
+
+def test_limits_and_clocks_are_read_from_text():
+    """Sizes with their units, seconds as numbers; the others keep their defaults."""
+    limits, clocks = limits_of(["queue_requests=512", "body_bytes=1g", "drain_s=2.5"])
+
+    assert limits == Limits(queue_requests=512, body_bytes=1 << 30)
+    assert clocks == Clocks(drain_s=2.5)
+    assert [size_of(text) for text in ("7", "2k", "512MiB", "1GB")] == [7, 2048, 512 << 20, 1 << 30]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("queue_request=5", "Did you mean queue_requests"),
+        ("drain_s", "NAME=VALUE"),
+        ("drain_s=soon", "drain_s must be above 0"),
+        ("drain_s=nan", "drain_s must be above 0"),
+        ("connections=0", "at least 1"),
+        ("connections=-5", "whole number"),
+        ("body_bytes=1.5g", "whole number"),
+    ],
+)
+def test_a_wrong_limit_says_what_it_can_be(text, message):
+    """With the nearest names."""
+    with pytest.raises(InvalidInput, match=message):
+        limits_of([text])
