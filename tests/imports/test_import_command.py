@@ -247,3 +247,17 @@ def test_a_wide_file_may_be_reached_through_a_link(write, home, tmp_path):
     (tmp_path / "link.onnx").symlink_to(write(linear()))
 
     assert import_model(Path(tmp_path / "link.onnx"), name="m1").is_new
+
+
+def test_names_of_dimensions_that_no_line_can_hold_are_replaced(write, home):
+    """A line break or 300 characters: legal in a file, not in a bundle, an evidence or a terminal."""
+    long = "d" * 300
+    graph = model([node("Relu", ["x"], ["y"])], [info("x", ["N", "a\nb", long])], [info("y", ["N", "a\nb", long])])
+
+    imported = import_model(write(graph), name="m1", upto={"a\nb": 9, long: 9})
+
+    shape = imported.interface.inputs[0].shape
+    assert shape[0] == "batch"
+    assert all(str(dim).isprintable() and len(str(dim)) <= 64 for dim in shape)
+    assert imported.interface.outputs[0].shape == shape
+    assert set(imported.interface.proven.values()) == {(1, 32), (1, 9)}

@@ -47,5 +47,7 @@ class OnnxFile:
         }
         if files:
             facts["files"] = {place[:200]: digest for place, digest in sorted(files.items())}
-        outside = f"weights of {len(files)} other file(s) put inside" if files else "nothing outside of the file is named"
+        outside = "nothing outside of the file is named"
+        if files:
+            outside = f"weights of {len(files)} other file(s) were put inside"
         return graph, facts, f"{audited.nodes:,} nodes, all known operators; {outside}"

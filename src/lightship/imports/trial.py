@@ -205,7 +205,7 @@ class _Trial:
                 "start": {named.get(name, name): size for name, size in self._start.items()},
                 "tried": self._tried,
             },
-            words=tuple(self._words),
+            words=tuple("".join(c if c.isprintable() else "?" for c in word) for word in self._words),
         )
 
     # -- inputs -------------------------------------------------------------------------------------------------
