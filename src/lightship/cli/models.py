@@ -94,7 +94,7 @@ def show(reference: str, as_json: bool) -> None:
 @_accept_option
 @_json_option
 def promote(reference: str, alias: str, why: str, accept_unproven: bool, as_json: bool) -> None:
-    """Point an alias at a version. A server reads the alias when it starts.
+    """Point an alias at a version. A running server follows as soon as it has loaded it.
 
     NAME@ALIAS works too: `lightship promote digits@staging` makes production what staging is.
     """
