@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +94,13 @@ def serve(
     before the server says that it is ready. SIGTERM or Ctrl-C lets accepted requests finish; a second one does not.
     """
     gc.disable()  # what is imported and read until the server is ready does not become garbage
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the server is there to end by itself
-        signal.signal(number, lambda *_: sys.exit(0))
+    # Until the server is there to end by itself. Not by an exception, which an import or a finalizer could swallow.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+
+    from lightship.serve.worker_process import WorkerProcess
+
+    workers = [WorkerProcess.spawn() for _ in dict.fromkeys(names)]  # they end with this process, whatever comes now
 
     from lightship.data.home import Home
     from lightship.serve.access import KeyFile
@@ -125,7 +130,13 @@ def serve(
     )
     if key_file is not None and (made := key_file.ensure_default()) is not None:
         click.echo(f"Made a first API key for inference: {made}", err=True)
-    run_server(home, names, options, when_ready=lambda server: _say_ready(server, options, as_json=as_json))
+    run_server(
+        home,
+        names,
+        options,
+        workers=workers,
+        when_ready=lambda server: _say_ready(server, options, as_json=as_json),
+    )
 
 
 def _certificate(cert: Path | None, key: Path | None) -> Certificate | None:

@@ -25,23 +25,26 @@ _FORCED_S = 0.9
 
 
 def run_server(
-    home: Home, references: Sequence[str], options: ServerOptions, *, when_ready: Callable[[Server], None]
+    home: Home,
+    references: Sequence[str],
+    options: ServerOptions,
+    *,
+    when_ready: Callable[[Server], None],
+    workers: Sequence[WorkerProcess] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; return when what was accepted has been answered.
 
     Args:
         references: names as in ``digits``, ``digits@staging``, ``digits:3``.
+        workers: processes that were spawned already: they import their libraries while releases are being verified.
         when_ready: called once, when all models have passed their self-test and both ports listen.
 
     Raises:
         BundleRefused: a release does not verify, or a model gets a golden example wrong on this machine.
         LightshipError: a name, a port, a graph.
     """
-    # A worker imports its libraries while its release is still being verified.
-    workers = []
+    _prepare_process(options)
     try:
-        workers += [WorkerProcess.spawn() for _ in dict.fromkeys(references)]
-        _prepare_process(options)
         sources = [read_source(home, reference) for reference in dict.fromkeys(references)]
     except BaseException:
         for worker in workers:

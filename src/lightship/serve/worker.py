@@ -1,18 +1,14 @@
 """The worker: a process that holds one engine with one variant, and runs the batches that it is sent.
 
-    python -m lightship.serve.worker --fd N
-
-It is started by the server and dies with it. The first message brings the bytes of the graph and of the golden
-examples; before it says that it is ready it puts every golden input through encode and the graph, here, on this
-machine, with this library, and compares (A3, D4). Two threads: one receives and encodes, the other runs the engine, so
-that the next batch is encoded while the last one runs.
+It is started by the server (``worker_start``) and dies with it. The first message brings the bytes of the graph and of
+the golden examples; before it says that it is ready it puts every golden input through encode and the graph, here, on
+this machine, with this library, and compares (A3, D4). Two threads: one receives and encodes, the other runs the
+engine, so that the next batch is encoded while the last one runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import ctypes
 import functools
 import gc
 import io
@@ -20,7 +16,6 @@ import logging
 import os
 import queue
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -29,6 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -36,7 +32,7 @@ import numpy as np
 from lightship.engine.difference import require_golden
 from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import BundleRefused, DeadlineExceeded, LightshipError
+from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, LightshipError
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.serve.wire import (
@@ -58,11 +54,10 @@ from lightship.tasks.registry import load_task
 from lightship.tasks.task import Task, Tensors
 from lightship.types import DTYPES, Dim
 
-__all__ = ["main"]
+__all__ = ["work"]
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _WARM_UP_RUNS = 2
 _NICE = 10
 BEAT_S = 0.5
@@ -359,14 +354,17 @@ def _serve(channel: Channel) -> int:
     if not isinstance(message, Load):
         raise LightshipError(f"The first message to a worker must be Load. Got {type(message).__name__}.")
     _limit_memory(message.memory_bytes)
+    limit = f"{message.memory_bytes >> 20} MiB (--worker-memory)" if message.memory_bytes else "without a limit"
     try:
         worker = _gently(message, payload) if message.background else _load(message, payload)
+    except MemoryError:
+        channel.send(LoadFailed("Refused", f"{message.model} does not fit into the memory of its worker, {limit}."))
+        return 1
+    except InvalidInput as exc:  # it could be loaded when it was released
+        channel.send(LoadFailed("Refused", f"{exc} Or it needs more memory than its worker may have, {limit}."))
+        return 1
     except LightshipError as exc:
         channel.send(LoadFailed(type(exc).__name__, str(exc)))
-        return 1
-    except MemoryError:
-        limit = f"{message.memory_bytes >> 20} MiB (--worker-memory)"
-        channel.send(LoadFailed("Refused", f"{message.model} does not fit into the memory of its worker, {limit}."))
         return 1
     del payload, first
     gc.freeze()  # what was loaded stays: the collector need not look at it in the middle of a batch
@@ -427,24 +425,10 @@ def _status_lines() -> list[str]:
     return Path("/proc/self/status").read_text().splitlines()
 
 
-def _die_with_parent(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it went before the call above
-        sys.exit(0)
-
-
-def main() -> None:
-    """Run a worker on the socket that the server passed."""
-    parser = argparse.ArgumentParser(prog="lightship.serve.worker")
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    arguments = parser.parse_args()
-    _die_with_parent(arguments.parent)
-    # Ctrl-C in a terminal reaches the whole group; the server decides when a worker ends, by closing the socket.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def work(fd: int) -> NoReturn:
+    """Be a worker on the socket with that descriptor. The process ends with it."""
     log_to_stderr()
-    channel = Channel(socket.socket(fileno=arguments.fd))
+    channel = Channel(socket.socket(fileno=fd))
     try:
         code = _serve(channel)
     except OSError:
@@ -452,7 +436,3 @@ def main() -> None:
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # skips the clean-up of the engine's threads, which may still be at work
-
-
-if __name__ == "__main__":
-    main()

@@ -8,18 +8,40 @@ the time. ONNX Runtime is what nearly every variant runs on; one of another engi
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import gc
+import os
+import signal
 
 __all__ = ["main"]
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
-    """Run a worker."""
+    """Run a worker on the socket that the server passed."""
     gc.disable()
-    import lightship.engine.onnx_runtime  # noqa: F401 - for later
-    from lightship.serve.worker import main as work
+    parser = argparse.ArgumentParser(prog="lightship.serve.worker_start")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    # Before anything that takes long: a server may end as soon as it has begun.
+    _die_with_parent(arguments.parent)
+    # Ctrl-C in a terminal reaches the whole group; the server decides when a worker ends, by closing the socket.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    work()
+    import lightship.engine.onnx_runtime  # noqa: F401 - for later
+    from lightship.serve.worker import work
+
+    work(arguments.fd)
+
+
+def _die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the call above
+        os._exit(0)
 
 
 if __name__ == "__main__":
