@@ -46,7 +46,7 @@ _JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
 _LEAST_BYTES_PER_S = 1024  # of a body
 _GRACE_S = 1.0  # for the first request of a connection that was made just before the server stopped listening
 _COOLING_S = 0.01
-_LEAST_AT_ONCE = 16  # refused connections that are read again in each of these times
+_LEAST_AT_ONCE = 2  # refused connections that are read again in each of these times
 _LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
 
 Served = Callable[[Exchange, Response, float], None]
@@ -135,7 +135,7 @@ class _Cooling:
     """Connections that were refused for want of room, and how fast they are read again.
 
     A refusal costs a good part of what a small model costs. So a server that has more to do than it can must not spend
-    its time on refusing: the refused are let in again a few at a time, more while none of them is refused again.
+    its time on refusing: for eight answers one of the refused is read again, and more while none is refused again.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -144,18 +144,19 @@ class _Cooling:
         self._at_once = _LEAST_AT_ONCE
         self._refused = False
         self._ticking = False
+        self.answered = 0  # requests since the last time
 
     def add(self, connection: Connection) -> None:
         """Let a refused connection wait; it is told when it may go on."""
         self._waiting.append(connection)
         self._refused = True
         if not self._ticking:
-            self._ticking = True
+            self._ticking, self.answered = True, 0
             self._loop.call_later(_COOLING_S, self._tick)
 
     def _tick(self) -> None:
-        self._at_once = _LEAST_AT_ONCE if self._refused else self._at_once * 2
-        self._refused = False
+        self._at_once = max(_LEAST_AT_ONCE, self.answered // 8) if self._refused else self._at_once * 2
+        self._refused, self.answered = False, 0
         for _ in range(min(self._at_once, len(self._waiting))):
             self._waiting.popleft().cooled()
         self._ticking = bool(self._waiting)
@@ -470,6 +471,7 @@ class Connection(asyncio.Protocol):
         if self._held_bytes:
             self._hold(0)
         now = self._loop.time()
+        front.cooling.answered += 1
         if front.served is not None:
             front.served(exchange, response, now - exchange.arrived_s)
         self._exchange = self._route = None
