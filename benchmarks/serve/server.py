@@ -98,7 +98,7 @@ class Server:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"The server did not start: {log.read_text()}")
-        said = json.loads(line)
+        self.said = said = json.loads(line)
         self.address = _address(said["url"])
         self.control_address = _address(said["control_url"])
         self.tree = ProcessTree(self._process.pid)
