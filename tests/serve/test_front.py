@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from lightship.errors import Overloaded
 from lightship.serve.access import OPEN, Access
 from lightship.serve.dispatch import Dispatcher, Exchange, Route
 from lightship.serve.front import Front
-from lightship.serve.http import Response
+from lightship.serve.http import Outgoing, Response
 from lightship.serve.limits import Clocks, Limits
 
 DEADLINE_S = 10.0
@@ -651,6 +652,106 @@ async def test_a_client_that_does_not_read_is_closed():
 
 
 # Clients that go
+
+
+async def stream_of(service: Service, *, version: bytes = b"1.1") -> tuple[asyncio.StreamReader, Any, Outgoing]:
+    """Ask for something and begin to answer it piece by piece."""
+    reader, writer = await service.open()
+    writer.write(post("/hold", b"x").replace(b"HTTP/1.1", b"HTTP/" + version))
+    exchange = await service.arrived.get()
+    streams: list[Outgoing] = []
+    exchange.answer(Response(200, content_type="text/event-stream", stream=streams.append))
+    return reader, writer, streams[0]
+
+
+async def test_an_answer_may_come_piece_by_piece():
+    """Chunked; the connection can be used again."""
+    async with serving() as service:
+        reader, writer, outgoing = await stream_of(service)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        assert "transfer-encoding: chunked" in head
+        assert "content-length" not in head
+        assert outgoing.write(b"hello")
+        assert await reader.readexactly(10) == b"5\r\nhello\r\n"
+        assert outgoing.write(b"")  # an empty piece would be the end
+        outgoing.write(b"x" * 300)
+        outgoing.end()
+        assert await reader.readuntil(b"0\r\n\r\n") == b"12c\r\n" + b"x" * 300 + b"\r\n0\r\n\r\n"
+        assert not outgoing.write(b"late")
+        writer.write(PING)
+        assert (await read(reader)).body == b"pong"
+        writer.close()
+
+
+async def test_an_answer_piece_by_piece_ends_with_its_connection_in_http_1_0():
+    """Chunks are not of its time."""
+    async with serving() as service:
+        reader, writer, outgoing = await stream_of(service, version=b"1.0")
+        await reader.readuntil(b"\r\n\r\n")
+        outgoing.write(b"hello")
+        outgoing.end()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b"hello"
+        writer.close()
+
+
+async def test_who_streams_is_told_when_the_client_is_behind_and_when_it_has_caught_up():
+    """And the server's buffer stays small."""
+    async with serving() as service:
+        reader, writer, outgoing = await stream_of(service)
+        room = asyncio.Event()
+        outgoing.on_room = room.set
+        sent = 0
+        while outgoing.write(b"x" * 65_536):
+            sent += 65_536
+            await asyncio.sleep(0)
+        assert not room.is_set()
+        async with asyncio.timeout(DEADLINE_S):
+            while not room.is_set():
+                await reader.read(65_536)
+        outgoing.end()
+        assert sent > 65_536
+        writer.close()
+
+
+async def test_who_streams_is_told_when_the_client_has_gone():
+    """And may go on without harm."""
+    async with serving() as service:
+        _, writer, outgoing = await stream_of(service)
+        gone = asyncio.Event()
+        outgoing.on_gone = gone.set
+        writer.transport.abort()
+        async with asyncio.timeout(DEADLINE_S):
+            await gone.wait()
+        assert not outgoing.write(b"x")
+        outgoing.end()
+
+
+async def test_a_stream_that_breaks_off_has_no_end():
+    """So that nobody takes half of an answer for all of it."""
+    async with serving() as service:
+        reader, writer, outgoing = await stream_of(service)
+        await reader.readuntil(b"\r\n\r\n")
+        outgoing.write(b"half")
+        await reader.readexactly(9)
+        outgoing.fail()
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(DEADLINE_S):
+                assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_stream_to_a_client_that_does_not_read_is_closed():
+    """After the clock, not when the stream ends (FI-08)."""
+    async with serving(clocks=Clocks(write_s=0.3)) as service:
+        _, writer, outgoing = await stream_of(service)
+        gone = asyncio.Event()
+        outgoing.on_gone = gone.set
+        while outgoing.write(b"x" * 65_536):  # noqa: ASYNC110 - it writes
+            await asyncio.sleep(0)
+        async with asyncio.timeout(DEADLINE_S):
+            await gone.wait()
+        writer.close()
 
 
 async def test_a_client_that_resets_drops_its_work():

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import httptools
 import msgspec
@@ -24,6 +25,7 @@ __all__ = [
     "Head",
     "Heads",
     "HttpRefused",
+    "Outgoing",
     "Response",
     "decoded",
     "error_response",
@@ -63,6 +65,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {reason}\r\n" for status, reason in _REASONS.items()}
 _END = "\r\n"
 _CLOSE = "connection: close\r\n\r\n"
+_CHUNKED = "transfer-encoding: chunked\r\n"
 _REMEMBERED_HEADS = 1_024
 _REMEMBERED_BYTES = 1_024  # of one head
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
@@ -379,13 +382,36 @@ def too_large(size: int, limits: Limits) -> TooLarge:
     )
 
 
+class Outgoing(Protocol):
+    """The body of an answer that is written piece by piece."""
+
+    on_room: Callable[[], None] | None
+    """Called when the client has caught up after ``write`` said no."""
+    on_gone: Callable[[], None] | None
+    """Called if the client goes before the end."""
+
+    def write(self, data: bytes) -> bool:
+        """Send a piece; return whether there is room for more. Without effect when the client has gone."""
+
+    def end(self) -> None:
+        """Say that this was all."""
+
+    def fail(self) -> None:
+        """Break off, so that the client sees that the answer is not whole."""
+
+
 class Response(msgspec.Struct):
-    """An answer. ``body`` may be several buffers, which are written one after the other without being joined first."""
+    """An answer. ``body`` may be several buffers, which are written one after the other without being joined first.
+
+    Attributes:
+        stream: writes the body instead, now or later; called when the head has been sent.
+    """
 
     status: int = 200
     body: Sequence[Buffer] = (b"",)
     content_type: str = "application/json"
     headers: Sequence[tuple[str, str]] = ()
+    stream: Callable[[Outgoing], None] | None = None
 
 
 def error_response(error: BaseException) -> Response:
@@ -404,11 +430,15 @@ def error_response(error: BaseException) -> Response:
 
 
 def write_head(response: Response, *, request_id: str, close: bool, date: str) -> bytes:
-    """Return the head of an answer: status line and headers, with the empty line after them."""
+    """Return the head of an answer: status line and headers, with the empty line after them.
+
+    A body that is written piece by piece is chunked, or ends with its connection if that closes.
+    """
     body = response.body
     size = len(body[0]) if len(body) == 1 else sum(map(len, body))
+    length = f"content-length: {size}\r\n" if response.stream is None else "" if close else _CHUNKED
     fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
     return (
         f"{_STATUS_LINES[response.status]}date: {date}\r\ncontent-type: {response.content_type}\r\n"
-        f"content-length: {size}\r\nx-request-id: {request_id}\r\n{fields}{_CLOSE if close else _END}"
+        f"{length}x-request-id: {request_id}\r\n{fields}{_CLOSE if close else _END}"
     ).encode("latin-1")

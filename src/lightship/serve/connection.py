@@ -1,0 +1,621 @@
+"""The data plane's own asyncio protocol: bytes of a connection in, answers out, everything bounded and clocked.
+
+A connection is in one state at a time: waiting for a head, reading a body, waiting for the answer, writing it. One
+timer per connection guards the state's clock; the hot path only moves a deadline, it does not touch the timer.
+A request is refused by its head alone where that is possible, before its body is read. After such a refusal the
+connection closes: what follows on it is a body that nobody wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lightship.errors import LightshipError, Unavailable
+from lightship.serve.dispatch import Exchange, Route
+from lightship.serve.http import (
+    Chunked,
+    Head,
+    HttpRefused,
+    Response,
+    decoded,
+    error_response,
+    too_large,
+    write_head,
+)
+from lightship.serve.limits import Clocks
+
+if TYPE_CHECKING:
+    from lightship.serve.front import Front
+
+__all__ = ["Connection"]
+
+log = logging.getLogger(__name__)
+
+_HIGH_WATER_BYTES = 256 * 1024
+_TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
+_PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_SKIPPED_BYTES = 64 * 1024
+_JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
+_LEAST_BYTES_PER_S = 1024  # of a body
+_GRACE_S = 1.0  # for the first request of a connection that was made just before the server stopped listening
+_LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
+
+
+class _Stream:
+    """The body of one answer, written piece by piece: chunked, or up to the end of its connection.
+
+    ``write`` says no when the client is behind; a caller that goes on all the same only fills the server's memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, ended: Callable[[], None], *, chunked: bool) -> None:
+        self._transport = transport
+        self._ended = ended
+        self._chunked = chunked
+        self._over = False
+        self.on_room: Callable[[], None] | None = None
+        self.on_gone: Callable[[], None] | None = None
+
+    def write(self, data: bytes) -> bool:
+        """Send a piece; return whether there is room for more."""
+        if self._over or not data:
+            return not self._over
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        return not self._over and self._transport.get_write_buffer_size() <= _HIGH_WATER_BYTES
+
+    def end(self) -> None:
+        """Say that this was all."""
+        if not self._over:
+            self._over = True
+            if self._chunked:
+                self._transport.write(b"0\r\n\r\n")
+            self._ended()
+
+    def fail(self) -> None:
+        """Break off, so that the client sees that the answer is not whole."""
+        if not self._over:
+            self._over = True
+            self._transport.abort()
+
+    def caught_up(self) -> None:
+        """The client has taken what was written."""
+        if self.on_room is not None and not self._over:
+            self.on_room()
+
+    def lost(self) -> None:
+        """The client has gone."""
+        over, self._over = self._over, True
+        if self.on_gone is not None and not over:
+            self.on_gone()
+
+
+class Connection(asyncio.Protocol):
+    """One client connection."""
+
+    def __init__(self, front: Front, loop: asyncio.AbstractEventLoop) -> None:
+        self._front = front
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._buffer = bytearray()
+        self._exchange: Exchange | None = None
+        self._route: Route | None = None
+        self._chunked: Chunked | None = None
+        self._body_left = 0
+        self._body: list[bytes] = []
+        self._closing = False
+        self._eof = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._discarding = False
+        self._cooling = False  # it was refused a moment ago, and is not read
+        self._deadline_s = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0  # when it fires
+        self._unsent_bytes = 0
+        self._fresh = True  # nothing was asked yet on this connection
+        self._held_bytes = 0  # what this connection's body takes of the server's limit
+        self._outgoing: _Stream | None = None  # an answer that is being written piece by piece
+        self._skip_left = 0  # bytes of a refused body that are still to come, to be dropped
+        self._body_due_s = 0.0  # when a body of which nothing came is too slow
+
+    @property
+    def admitted(self) -> object:
+        """What its request was let in for, if it has one that is not answered."""
+        return None if self._exchange is None else self._exchange.admitted
+
+    # The transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a new connection, or turn it away at the limit."""
+        self._transport = transport  # type: ignore[assignment]  # a stream server's transports are Transports
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        front = self._front
+        now = self._loop.time()
+        crowded = len(front.connections) >= front.limits.connections and not front.make_room(now)
+        if crowded or front.closing:
+            full = error_response(Unavailable("The server has as many connections as it takes."))
+            self._write(full, None, next(front.ids), close=True)
+            self._transport.close()
+            self._closing = True
+            return
+        front.connections.add(self)
+        front.unsaid[self] = now
+        self._await_until(front.clocks.head_s, now)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Drop what is under way for this client."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        exchange, self._exchange = self._exchange, None
+        self._hold(0)
+        if exchange is not None:
+            exchange.client_gone()
+        if self._outgoing is not None:
+            self._outgoing.lost()
+        self._front.forget(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes: of a head, of a body, or of requests to come."""
+        if self._discarding or self._closing:
+            return
+        if self._exchange is None and not self._buffer and not self._skip_left and not self._writing_paused:
+            end = data.find(b"\r\n\r\n", 0, self._front.limits.head_bytes) + 4
+            if end > 3 and self._take_whole(data, end):
+                return
+            if not self._fresh:
+                # The absolute clock of a head starts with its first byte; for the first head, with the connection.
+                now = self._loop.time()
+                self._front.unsaid[self] = now
+                self._await_until(self._front.clocks.head_s, now)
+        self._buffer += data
+        self._advance(progress=True)
+
+    def eof_received(self) -> bool:
+        """Take the end of what the client sends.
+
+        A client that only ended its own side still gets its answer. One that has gone altogether looks the same at
+        this point; a probe tells them apart, so that its work can be dropped. With TLS there is no such half.
+        """
+        self._eof = True
+        if not self._transport.can_write_eof():
+            self._close()
+            return False
+        if self._exchange is None:
+            self._next_request()  # what was pipelined before the end may still be whole requests
+        elif self._reading_body():
+            self._close()
+        elif not self._exchange.head.http_1_0 and self._outgoing is None:
+            self._probe(0)
+        return not self._closing
+
+    def pause_writing(self) -> None:
+        """Note that the client takes its answer slowly; a clock runs on it."""
+        self._writing_paused = True
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._await_until(self._front.clocks.write_s)
+
+    def resume_writing(self) -> None:
+        """Go on with the next request."""
+        self._writing_paused = False
+        if self._outgoing is not None:
+            self._deadline_s = float("inf")
+            self._outgoing.caught_up()
+        elif self._exchange is None and not self._closing:
+            self._await_until(self._front.clocks.idle_s)
+            self._advance(progress=False)
+
+    # The request's side
+
+    def _take_whole(self, data: bytes, end: int) -> bool:
+        """Take the usual case, one whole request in one piece, past the buffer; return whether it was that."""
+        if data.startswith(b"\r\n"):
+            return False
+        try:
+            head = self._front.heads[data[:end]]
+            if head.body_bytes != len(data) - end or head.expects_continue:
+                return False
+            self._begin(head, data[end:])
+        except LightshipError as exc:
+            self._refuse(exc, body_left=0)
+        return True
+
+    def _advance(self, *, progress: bool) -> None:
+        begun = False
+        try:
+            while not self._closing and not self._writing_paused:
+                if self._skip_left:
+                    if not self._skip():
+                        break
+                elif self._exchange is None:
+                    # One request a turn of the loop: a client that pipelines thousands must not keep out the others.
+                    if begun or not self._take_head():
+                        break
+                    begun = True
+                elif self._reading_body():
+                    if not self._take_body(progress=progress):
+                        break
+                else:
+                    break
+        except LightshipError as exc:
+            self._refuse(exc)
+        if self._eof and self._exchange is None and not begun and not self._closing and not self._writing_paused:
+            self._close()  # the client ended its side, and no further request is whole
+        self._hold_back()
+
+    def _hold(self, size: int) -> None:
+        """Count the bytes of this connection's body among those that the server holds.
+
+        Raises:
+            Unavailable: with these the server would hold too many.
+        """
+        front, more = self._front, size - self._held_bytes
+        if more > 0 and front.held_bytes + more > front.limits.bodies_bytes:
+            raise Unavailable("The server holds as many request bytes as it takes. Try again later.")
+        front.held_bytes += more
+        self._held_bytes = size
+
+    def _hold_back(self) -> None:
+        # While an answer is awaited, later requests are held up to a bound; then the socket's own flow control works.
+        too_much = len(self._buffer) > self._front.limits.ahead_bytes
+        if self._cooling:
+            return
+        waiting = (self._exchange is not None and not self._reading_body()) or self._writing_paused
+        if waiting and too_much and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        elif self._reading_paused and not (waiting and too_much) and not self._closing:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _take_head(self) -> bool:
+        buffer = self._buffer
+        while buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: an empty line before a request is passed over
+            del buffer[:2]
+        limit = self._front.limits.head_bytes
+        end = buffer.find(b"\r\n\r\n", 0, limit)
+        if end < 0:
+            if len(buffer) >= limit:
+                raise self._head_too_large(limit)
+            if b"\n\n" in buffer or b"\n\r\n" in buffer:
+                raise HttpRefused(400, "A header line must end with CR LF. Got a bare LF.")
+            return False
+        data = bytes(buffer[: end + 4])
+        del buffer[: end + 4]
+        self._begin(self._front.heads[data])
+        return True
+
+    def _head_too_large(self, limit: int) -> HttpRefused:
+        line_end = self._buffer.find(b"\r\n")
+        if line_end < 0 or line_end > self._front.limits.target_bytes + 64:
+            return HttpRefused(414, f"A request target has at most {self._front.limits.target_bytes} bytes.")
+        return HttpRefused(431, f"The head of a request has at most {limit} bytes.")
+
+    def _skip(self) -> bool:
+        """Drop what has come of a refused body; return whether all of it has."""
+        dropped = min(len(self._buffer), self._skip_left)
+        del self._buffer[:dropped]
+        self._skip_left -= dropped
+        if not self._skip_left:
+            self._await_until(self._front.clocks.idle_s)
+        return not self._skip_left
+
+    def _begin(self, head: Head, body: bytes | None = None) -> None:
+        """Begin a request. ``body``: all of it, if it came together with the head."""
+        front = self._front
+        self._fresh = False
+        now = self._loop.time()
+        exchange = Exchange(head, head.request_id or next(front.ids), now, self._answer, now + front.clocks.request_s)
+        self._exchange = exchange
+        if head.timeout_ms is not None:
+            exchange.deadline_s = now + _timeout_s(head.timeout_ms, front.clocks)
+        size = head.body_bytes
+        if size is not None and size > front.limits.body_bytes:
+            raise too_large(size, front.limits)
+        self._route = front.dispatcher.admit(exchange)
+        if size != 0:
+            if head.body_refusal is not None:
+                raise HttpRefused(*head.body_refusal)
+            self._hold(size or 0)
+        if body is not None or size == 0:
+            self._handle(body or b"")
+        else:
+            self._await_body(head, now)
+
+    def _await_body(self, head: Head, now: float) -> None:
+        if head.expects_continue and not self._buffer:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.body_bytes is None:
+            self._chunked = Chunked(self._front.limits)
+        else:
+            self._body_left = head.body_bytes
+        self._front.unsaid.setdefault(self, now)
+        self._body_due_s = now + self._front.clocks.slow_body_s
+        self._body_clock(0)
+
+    def _reading_body(self) -> bool:
+        return self._body_left > 0 or self._chunked is not None
+
+    def _take_body(self, *, progress: bool) -> bool:
+        if self._chunked is not None:
+            body = self._chunked.feed(self._buffer)
+            self._hold(self._chunked.size)
+            if body is None:
+                if progress:
+                    self._body_clock(self._chunked.taken)
+                return False
+            self._chunked = None
+            self._handle(body)
+            return True
+        buffer = self._buffer
+        if len(buffer) <= self._body_left:
+            piece = bytes(buffer)
+            buffer.clear()
+        else:
+            piece = bytes(buffer[: self._body_left])
+            del buffer[: self._body_left]
+        self._body_left -= len(piece)
+        if self._body_left:
+            self._body.append(piece)
+            if progress:
+                self._body_clock((self._exchange.head.body_bytes or 0) - self._body_left if self._exchange else 0)
+            return False
+        if self._body:
+            self._body.append(piece)
+            piece = b"".join(self._body)
+            self._body.clear()
+        self._handle(piece)
+        return True
+
+    def _body_clock(self, taken: int) -> None:
+        """Wait for the next piece of a body, which may be slow, but not as slow as it likes."""
+        now = self._loop.time()
+        due_s = self._body_due_s + taken / _LEAST_BYTES_PER_S
+        self._await_until(min(self._front.clocks.body_s, due_s - now), now)
+
+    def _handle(self, body: bytes) -> None:
+        exchange, route = self._exchange, self._route
+        if exchange is None or route is None:
+            return
+        self._deadline_s = float("inf")  # the model's queue answers for the request's deadline from here on
+        self._front.unsaid.pop(self, None)
+        try:
+            if body and exchange.head.coding is not None:
+                body = decoded(body, exchange.head.coding, self._front.limits)
+                self._hold(len(body))
+            exchange.body = body
+            route.handle(exchange)
+        except LightshipError as exc:
+            exchange.fail(exc)
+        except Exception as exc:
+            log.exception("request %s failed inside the server", exchange.request_id)
+            exchange.fail(exc)
+
+    # Answers
+
+    def _answer(self, response: Response) -> None:
+        exchange, front = self._exchange, self._front
+        if exchange is None or self._closing:
+            return
+        close = front.last_answers or not exchange.head.keep_alive or (self._eof and not self._buffer)
+        self._write(response, exchange, exchange.request_id, close=close)
+        if self._held_bytes:
+            self._hold(0)
+        if response.stream is not None and exchange.head.method != "HEAD":
+            ended = partial(self._answered, exchange, response, close=close)
+            self._outgoing = _Stream(self._transport, ended, chunked=not close)
+            response.stream(self._outgoing)
+        else:
+            self._answered(exchange, response, close=close)
+
+    def _answered(self, exchange: Exchange, response: Response, *, close: bool) -> None:
+        """All of an answer has been written."""
+        front, self._outgoing = self._front, None
+        now = self._loop.time()
+        front.cooling.answered += 1
+        if front.served is not None:
+            front.served(exchange, response, now - exchange.arrived_s)
+        self._exchange = self._route = None
+        if close:
+            self._linger()
+            return
+        if not self._writing_paused:
+            self._await_until(front.clocks.idle_s, now)
+        if self._buffer or self._eof:
+            # Not from here: a row of pipelined requests that are answered at once must not nest.
+            self._loop.call_soon(self._next_request)
+
+    def _next_request(self) -> None:
+        if not self._closing and self._exchange is None and not self._writing_paused:
+            if not self._skip_left:
+                self._await_until(self._front.clocks.head_s)
+            self._advance(progress=False)
+
+    def _refuse(self, error: LightshipError, *, body_left: int | None = None) -> None:
+        """Answer an error of the head or of the body, of which ``body_left`` bytes are still to come (None: all).
+
+        The connection goes on if the request was understood and its body is absent or short enough to be read over;
+        a server that has more to do than it can should not have to open connections again as well. Else it closes.
+        """
+        exchange, self._exchange, self._route = self._exchange, None, None
+        if exchange is not None and exchange.answered:
+            return
+        self._front.unsaid.pop(self, None)
+        goes_on = exchange is not None and self._can_go_on(exchange.head, body_left)
+        if exchange is not None and goes_on:
+            self._skip_left = (exchange.head.body_bytes or 0) if body_left is None else body_left
+        self._body_left, self._chunked = 0, None
+        self._body.clear()
+        self._hold(0)
+        response = error_response(error)
+        request_id = exchange.request_id if exchange is not None else next(self._front.ids)
+        self._write(response, exchange, request_id, close=not goes_on)
+        if exchange is not None:
+            if self._front.served is not None:
+                self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
+            exchange.client_gone()
+        if not goes_on:
+            self._linger()
+            return
+        self._await_until(self._front.clocks.slow_body_s if self._skip_left else self._front.clocks.idle_s)
+        if isinstance(error, Unavailable):
+            self._cool()
+        elif self._buffer:
+            self._loop.call_soon(self._next_request)
+
+    def _cool(self) -> None:
+        """Read nothing more of this client for a moment: whoever comes back at once is not read, not refused again."""
+        self._cooling = True
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        self._front.cooling.add(self)
+
+    def cooled(self) -> None:
+        """Go on after a refusal."""
+        self._cooling = False
+        if self._closing:
+            return
+        self._await_until(self._front.clocks.slow_body_s if self._skip_left else self._front.clocks.idle_s)
+        self._hold_back()
+        if self._buffer:
+            self._next_request()
+
+    def _can_go_on(self, head: Head, body_left: int | None) -> bool:
+        if self._reading_body() or self._eof or self._front.last_answers or not head.keep_alive:
+            return False
+        # Who expects 100 Continue may send the body after a refusal or not; its next bytes could be either.
+        left = head.body_bytes if body_left is None else body_left
+        return left is not None and left <= _SKIPPED_BYTES and not head.expects_continue
+
+    def _linger(self) -> None:
+        # Closing with unread bytes in the socket resets the connection, and the client may lose the answer: half-close,
+        # read and drop for a moment, then close.
+        self._discarding = True
+        self._buffer.clear()
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._eof or not self._transport.can_write_eof():
+            self._close()
+            return
+        self._transport.write_eof()
+        self._await_until(_LINGER_S)
+
+    def _write(self, response: Response, exchange: Exchange | None, request_id: str, *, close: bool) -> None:
+        date = self._front.date(time.time())
+        head = write_head(response, request_id=request_id, close=close, date=date)
+        if exchange is not None and exchange.head.method == "HEAD":
+            self._transport.write(head)
+        elif sum(map(len, response.body)) <= _JOINED_BYTES:
+            self._transport.write(b"".join((head, *response.body)))
+        else:
+            self._transport.writelines((head, *response.body))
+
+    # Ends and clocks
+
+    def end_soon(self) -> None:
+        """Close now if nothing is under way, else after the answer.
+
+        A connection that is new has its first request on the way; it gets a moment for it.
+        """
+        if self._exchange is None and not self._buffer and not self._fresh:
+            self._close()
+        elif self._fresh:
+            self._await_until(_GRACE_S)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._closing = True
+        self._transport.abort()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._buffer.clear()
+        self._transport.close()
+        # An answer that the client does not take must not hold the connection for ever.
+        self._await_until(self._front.clocks.write_s)
+
+    def _await_until(self, seconds: float, now: float | None = None) -> None:
+        self._deadline_s = deadline_s = (self._loop.time() if now is None else now) + seconds
+        if self._timer is None:
+            self._timer_s = deadline_s
+            self._timer = self._loop.call_at(deadline_s, self._tick)
+        elif self._timer_s > deadline_s:
+            self._timer.cancel()
+            self._timer_s = deadline_s
+            self._timer = self._loop.call_at(deadline_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._transport.is_closing() and not self._transport.get_write_buffer_size():
+            return
+        if self._loop.time() + 0.001 < self._deadline_s:
+            if self._deadline_s != float("inf"):
+                self._timer_s = self._deadline_s
+                self._timer = self._loop.call_at(self._deadline_s, self._tick)
+            return
+        self._out_of_time()
+
+    def _out_of_time(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if self._closing or self._discarding or self._writing_paused:
+            if unsent and unsent < self._unsent_bytes and not self._discarding:
+                self._unsent_bytes = unsent
+                self._await_until(self._front.clocks.write_s)
+                return
+            self.abort()
+        elif self._exchange is not None:
+            clocks = self._front.clocks
+            self._refuse(
+                HttpRefused(
+                    408,
+                    f"The body made no progress for {clocks.body_s:g} s (clock `body_s`), or less than "
+                    f"{_LEAST_BYTES_PER_S} bytes a second after {clocks.slow_body_s:g} s (clock `slow_body_s`).",
+                )
+            )
+        elif self._skip_left:
+            self._close()
+        elif self._buffer:
+            self._refuse(
+                HttpRefused(408, f"The head was not there after {self._front.clocks.head_s:g} s (clock `head_s`).")
+            )
+        else:
+            self._close()
+
+    def _probe(self, step: int) -> None:
+        """Find out whether a client that ended its stream has gone altogether.
+
+        An interim answer (RFC 9110 §15.2: any client must read over it) makes the host of a closed socket answer with
+        a reset, which the state of our socket shows. A client that waits for its answer loses nothing.
+        """
+        if self._closing or self._exchange is None or self._outgoing is not None:
+            return
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        if sock is None:
+            return
+        if step == 0:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif _tcp_state(sock) == _TCP_CLOSED:
+            self.abort()
+            return
+        self._loop.call_later(_PROBE_S[min(step, len(_PROBE_S) - 1)], self._probe, step + 1)
+
+
+def _tcp_state(sock: Any) -> int:
+    try:
+        return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
+    except OSError:
+        return _TCP_CLOSED
+
+
+def _timeout_s(given_ms: int, clocks: Clocks) -> float:
+    longest_ms = int(clocks.longest_request_s * 1000)
+    if not 1 <= given_ms <= longest_ms:
+        raise HttpRefused(400, f"The header x-request-timeout-ms must be a whole number in [1, {longest_ms}].")
+    return given_ms / 1000
