@@ -59,7 +59,7 @@ __all__ = ["serve"]
     metavar="NAME=VALUE",
     help="Another value for a limit or a clock, e.g. queue_requests=512, body_bytes=1g, drain_s=10. Repeatable.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Engine threads of each model. [default: its share]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Most engine threads of each model. [default: its share]")
 @click.option("--worker-memory", metavar="SIZE", help="Memory of each model's process, e.g. 2g. [default: its share]")
 @click.option(
     "--keep-previous/--no-keep-previous",

@@ -57,7 +57,9 @@ class Supervisor:
         self, source: ModelSource, owner: Supervised, *, clocks: Clocks, threads: int, memory_bytes: int
     ) -> None:
         self.source = source
+        self._most_threads = threads
         self.threads = threads
+        """Of the engine; one where the worker found that a graph is too small for more."""
         self.memory_limit_bytes = memory_bytes
         self._clocks = clocks
         self.state = State.STARTING
@@ -140,6 +142,7 @@ class Supervisor:
             await self._end_worker()
             raise
         self.state = State.READY
+        self.threads = ready.threads
         log.info("%s is ready: %d golden inputs right, loaded in %.0f ms", self._title, ready.golden, ready.load_ms)
         self._owner.worker_up(worker)
 
@@ -179,7 +182,7 @@ class Supervisor:
         message = Load(
             model=f"{source.name}:{source.version}",
             engine=source.variant.engine,
-            threads=self.threads,
+            threads=self._most_threads,
             optimization=str(options.get("optimization", "all")),
             task=task.name,
             codec_version=task.codec_version,

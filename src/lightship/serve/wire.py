@@ -88,6 +88,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True
 
     golden: int
     load_ms: float
+    threads: int
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load-failed", forbid_unknown_fields=True):

@@ -2,8 +2,8 @@
 
 It is started by the server (``worker_start``) and dies with it. The first message brings the bytes of the graph and of
 the golden examples; before it says that it is ready it puts every golden input through encode and the graph, here, on
-this machine, with this library, and compares (A3, D4). Two threads: one receives and encodes, the other runs the
-engine, so that the next batch is encoded while the last one runs.
+this machine, with this library, and compares (A3, D4). Two threads take turns, so that the next batch is encoded while
+the last one runs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import functools
 import gc
 import io
 import logging
+import math
 import os
-import queue
 import resource
 import socket
 import sys
@@ -58,7 +58,9 @@ __all__ = ["work"]
 
 log = logging.getLogger(__name__)
 
-_WARM_UP_RUNS = 2
+_WARM_UP_RUNS = 3
+_SMALL_S = 0.001  # a graph that runs in less may do without a second thread
+_HARDLY = 1.3  # times as long: so little it may bring, for it is worth less where requests wait for cores
 _NICE = 10
 BEAT_S = 0.5
 _MOST_RUNS = 15
@@ -90,7 +92,10 @@ class _Ran:
 class Worker:
     """Runs batches; knows nothing of sockets."""
 
-    def __init__(self, runner: Runner, task: Task, *, batched: bool = True) -> None:
+    def __init__(self, runner: Runner, task: Task, *, batched: bool = True, threads: int = 1) -> None:
+        self.threads = threads
+        self.row_s = math.inf
+        """The least time that the smallest batch took in the warm-up."""
         self._runner = runner
         self._task = task
         self._batched = batched
@@ -129,10 +134,15 @@ class Worker:
         for rows in sorted({1, batch_rows or 1}):
             try:
                 inputs = self._encoded(golden[0][1], rows=rows) if golden else self._zeros(rows)
-                for _ in range(_WARM_UP_RUNS):
-                    self._runner.run(inputs)
+                took = [self._timed(inputs) for _ in range(_WARM_UP_RUNS)]
+                self.row_s = min(self.row_s, *took)
             except LightshipError as exc:
                 log.debug("the warm-up with %d rows was not possible: %s", rows, exc)
+
+    def _timed(self, inputs: Tensors) -> float:
+        started = time.perf_counter()
+        self._runner.run(inputs)
+        return time.perf_counter() - started
 
     def _encoded(self, raw: bytes, *, rows: int) -> Tensors:
         """Return the tensors of a raw input, as often as there are to be rows; whole ones have no rows."""
@@ -299,9 +309,6 @@ def _load(message: Load, payload: memoryview) -> Worker:
     graph, config, *rest = pieces
     raws, arrays = rest[: len(message.golden)], rest[len(message.golden) :]
     task = load_task(message.task, message.codec_version, msgspec.json.decode(config))
-    options = EngineOptions(threads=message.threads, optimization=message.optimization, audited=True,
-                            batched=message.batch_rows > 0)  # fmt: skip
-    worker = Worker(load_runner(graph, engine=message.engine, options=options), task, batched=options.batched)
     golden = [(name, raw) for (name, _), raw in zip(message.golden, raws, strict=True)]
     expected = {
         name: np.load(io.BytesIO(data), allow_pickle=False)
@@ -309,8 +316,21 @@ def _load(message: Load, payload: memoryview) -> Worker:
     }
     if any(len(rows) != len(golden) for rows in expected.values()):
         raise BundleRefused(f"The bundle must have {len(golden)} expected rows for its golden inputs; it does not.")
-    worker.self_test(golden, expected, tolerance=float(message.tolerance))
-    worker.warm_up(golden, message.batch_rows)
+
+    def tested(threads: int) -> Worker:
+        options = EngineOptions(threads=threads, optimization=message.optimization, audited=True,
+                                batched=message.batch_rows > 0)  # fmt: skip
+        runner = load_runner(graph, engine=message.engine, options=options)
+        worker = Worker(runner, task, batched=options.batched, threads=threads)
+        worker.self_test(golden, expected, tolerance=float(message.tolerance))
+        worker.warm_up(golden, message.batch_rows)
+        return worker
+
+    worker = tested(message.threads)
+    if message.threads > 1 and worker.row_s < _SMALL_S:
+        # To wake a second thread takes longer than a small graph runs.
+        alone = tested(1)
+        worker = alone if alone.row_s <= _HARDLY * worker.row_s else worker
     return worker
 
 
@@ -369,36 +389,60 @@ def _serve(channel: Channel) -> int:
     del payload, first
     gc.freeze()  # what was loaded stays: the collector need not look at it in the middle of a batch
     gc.enable()
-    channel.send(Ready(golden=len(message.golden), load_ms=(time.perf_counter() - started) * 1000))
-    prepared: queue.SimpleQueue[_Prepared | Tune | None] = queue.SimpleQueue()
+    load_ms = (time.perf_counter() - started) * 1000
+    channel.send(Ready(golden=len(message.golden), load_ms=load_ms, threads=worker.threads))
     threading.Thread(target=_beat, args=(channel,), name="beat", daemon=True).start()
-    threading.Thread(target=_receive, args=(channel, worker, prepared), name="receive", daemon=True).start()
-    while (batch := prepared.get()) is not None:
-        if isinstance(batch, Tune):
-            channel.send(worker.measure(batch, wanted=lambda: not prepared.empty()))
-        else:
-            channel.send(*worker.run(batch))
+    turns = _Turns(channel, worker)
+    threading.Thread(target=turns.take, name="turns", daemon=True).start()
+    turns.take()
     return 0
 
 
-def _receive(channel: Channel, worker: Worker, prepared: queue.SimpleQueue[_Prepared | Tune | None]) -> None:
-    try:
-        while (received := channel.receive()) is not None:
-            message, payload = received
-            if isinstance(message, Stop):
-                worker.stop(message.batch)
-                continue
-            if isinstance(message, Tune):
-                prepared.put(message)
-                continue
-            if not isinstance(message, RunTensors | RunRaw):
-                raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
-            prepared.put(worker.prepare(message, payload))
-    except Exception:
-        log.exception("the worker cannot read what it is sent")
-        os._exit(1)  # the engine's thread may be deep in a run; the server sees the closed socket and starts another
-    finally:
-        prepared.put(None)
+class _Turns:
+    """Two threads in turns: one waits for what the server sends, the other encodes and runs what has come.
+
+    Whoever receives a batch runs it, and leaves the waiting to the other: a batch for an idle worker is handed over to
+    nobody, and while it runs the next is received and encoded, and a message to stop is heard.
+    """
+
+    def __init__(self, channel: Channel, worker: Worker) -> None:
+        self._channel = channel
+        self._worker = worker
+        self._waiting = threading.Lock()
+        self._running = threading.Lock()
+        self._received = 0
+
+    def take(self) -> None:
+        """Take turns until the server closes the channel."""
+        try:
+            while (received := self._receive()) is not None:
+                self._do(*received)
+        except Exception:
+            log.exception("the worker cannot read what it is sent")
+            os._exit(1)  # the other thread may be deep in a run; the server sees the closed socket and starts another
+
+    def _receive(self) -> tuple[RunTensors | RunRaw | Tune, memoryview] | None:
+        with self._waiting:
+            while (received := self._channel.receive()) is not None:
+                message, payload = received
+                if isinstance(message, RunTensors | RunRaw | Tune):
+                    self._received += 1
+                    return message, payload
+                if not isinstance(message, Stop):
+                    raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
+                self._worker.stop(message.batch)
+            return None
+
+    def _do(self, message: RunTensors | RunRaw | Tune, payload: memoryview) -> None:
+        if isinstance(message, Tune):
+            with self._running:
+                before = self._received
+                self._channel.send(self._worker.measure(message, wanted=lambda: self._received != before))
+            return
+        prepared = self._worker.prepare(message, payload)
+        with self._running:
+            done, outputs = self._worker.run(prepared)
+            self._channel.send(done, outputs)
 
 
 def _beat(channel: Channel) -> None:
