@@ -151,6 +151,11 @@ class ServedModel:
         return self._life.threads
 
     @property
+    def most_threads(self) -> int:
+        """Threads that its engine may have."""
+        return self._life.most_threads
+
+    @property
     def batch_rows(self) -> int:
         """The largest batch that is run."""
         return self._batcher.bounds.batch_rows

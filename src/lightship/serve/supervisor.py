@@ -57,7 +57,7 @@ class Supervisor:
         self, source: ModelSource, owner: Supervised, *, clocks: Clocks, threads: int, memory_bytes: int
     ) -> None:
         self.source = source
-        self._most_threads = threads
+        self.most_threads = threads
         self.threads = threads
         """Of the engine; one where the worker found that a graph is too small for more."""
         self.memory_limit_bytes = memory_bytes
@@ -182,7 +182,7 @@ class Supervisor:
         message = Load(
             model=f"{source.name}:{source.version}",
             engine=source.variant.engine,
-            threads=self._most_threads,
+            threads=self.most_threads,
             optimization=str(options.get("optimization", "all")),
             task=task.name,
             codec_version=task.codec_version,

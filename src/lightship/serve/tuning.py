@@ -125,7 +125,7 @@ class Tuner:
         self._machine = self._machine or str(fingerprint()["digest"])
         source = model.source
         bundle = source.bundle.removeprefix("sha256:")
-        return self._folder / f"{bundle[:32]}-{source.variant.name}-{self._machine[:32]}-t{model.threads}.json"
+        return self._folder / f"{bundle[:32]}-{source.variant.name}-{self._machine[:32]}-t{model.most_threads}.json"
 
 
 def _read(path: Path) -> Tuned | None:
