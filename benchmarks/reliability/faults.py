@@ -116,11 +116,11 @@ def log_stalls(  # noqa: PLR0915 - a straight story
             thread.join()
             fill(pipe)
             stalled = time.monotonic()
-            time.sleep(seconds + 3)
+            time.sleep(seconds + 1)
             # Every line of the package's log on the event loop is a chance to stand still: a worker's death makes some.
             os.kill(rig.workers()[0], 9)
             killed = time.monotonic()
-            time.sleep(seconds)
+            time.sleep(max(seconds, 3.0))  # longer than any new worker takes
             try:
                 healthy = rig.control("/readyz", 2.0)[0]
             except OSError as exc:
@@ -188,7 +188,7 @@ def stopped_with_full_pipe(home: Home, scratch: Path, figures: Figures) -> None:
         began = time.monotonic()
         rig.process.terminate()
         try:
-            code: int | None = rig.process.wait(8)
+            code: int | None = rig.process.wait(5)
         except subprocess.TimeoutExpired:
             rig.process.kill()
             rig.process.wait(10)
@@ -313,7 +313,7 @@ def moved_clock(home: Home, scratch: Path, figures: Figures, *, graphs: dict[int
         until(lambda: rig.control("/readyz")[0] == 200)
         with Traffic(rig.address, questions, rate=100, fresh=0.1) as traffic:
             for text in ("3600", "-3600", "315360000", "0"):
-                time.sleep(1)
+                time.sleep(0.7)
                 scratch.joinpath("offset.new").write_text(text)
                 scratch.joinpath("offset.new").rename(offset)
             time.sleep(1)

@@ -33,9 +33,9 @@ def gauges(rig: Rig) -> tuple[float, float]:
     )
 
 
-def reloads(home: Home, scratch: Path, figures: Figures, *, cycles: int) -> None:
+def reloads(home: Home, scratch: Path, figures: Figures, *, cycles: int, width: int = 256) -> None:
     """Each cycle loads a version in a new process and ends another."""
-    graphs = {1: network(1), 2: network(2)}
+    graphs = {1: network(1, width=width), 2: network(2, width=width)}
     for graph in graphs.values():
         release(home, NAME, graph)
     question = tensor_question(NAME, 1, graphs)

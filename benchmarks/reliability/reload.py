@@ -75,6 +75,7 @@ def good_reloads(
     graphs: dict[int, bytes],
     keep: bool,
     rate: float | None,
+    steady_s: float = 4.0,
 ) -> None:
     """A -> B -> A under load. ``keep``: the version before stays warm, so a change is a switch; else each one loads."""
     kind = "warm" if keep else "loading"
@@ -89,7 +90,6 @@ def good_reloads(
             Traffic(rig.address, questions, rate=rate, connections=32, fresh=0.05) as traffic,
             GrpcTraffic(rig.grpc_address, 0, dict(questions[0].expected)) as grpc,
         ):
-            steady_s = 4.0
             time.sleep(1.0)
             started = time.monotonic()
             time.sleep(steady_s)

@@ -53,6 +53,8 @@ class Rig(Server):
 
     def __init__(self, home: Home, *arguments: str, log: Path, core: int | None = None) -> None:
         super().__init__(home, arguments[0], *arguments[1:], core=core, log=log)
+        assert self._process.stdout is not None
+        self._process.stdout.close()  # it has said all it says there
         self.home, self.log = home, log
         self.grpc_address = str(self.said.get("grpc_url", ""))
 

@@ -246,7 +246,8 @@ class _Client:
         except OSError as exc:
             self._open -= 1
             if self._waiting:
-                self.note(self._waiting.popleft(), f"no connection: {type(exc).__name__}", 0)
+                self._not_sent(self._waiting.popleft(), exc)
+                self._send()  # the next one has its own try
             return
         self.free(connection)
 
@@ -258,9 +259,13 @@ class _Client:
             )
         except OSError as exc:
             self._open -= 1
-            self.note(asked, f"no connection: {type(exc).__name__}", 0)
+            self._not_sent(asked, exc)
             return
         connection.ask(asked, self._fresh_requests[asked.question])
+
+    def _not_sent(self, asked: _Asked, why: OSError) -> None:
+        asked.due_s = time.monotonic()  # it was never sent: what counts is when there was no server
+        self.note(asked, f"no connection: {type(why).__name__}", 0)
 
     def free(self, connection: _Connection) -> None:
         self._idle.append(connection)

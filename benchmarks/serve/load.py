@@ -89,6 +89,7 @@ def finished(process: subprocess.Popen[str], *, server_cpu_s: float = 0.0) -> Lo
     """Return the figures of a generator that was started; wait for its end."""
     assert process.stdout is not None
     said = process.stdout.read()  # it bounds its own time
+    process.stdout.close()
     if process.wait():
         raise RuntimeError(f"The load generator ended with code {process.returncode}.")
     return _read(json.loads(said.splitlines()[-1]), server_cpu_s)
