@@ -329,7 +329,7 @@ class Connection(asyncio.Protocol):
 
     def _await_body(self, head: Head, now: float) -> None:
         if head.expects_continue and not self._buffer:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._front.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.body_bytes is None:
             self._chunked = Chunked(self._front.limits)
         else:
@@ -511,11 +511,14 @@ class Connection(asyncio.Protocol):
         date = self._front.date(time.time())
         head = write_head(response, request_id=request_id, close=close, date=date)
         if exchange is not None and exchange.head.method == "HEAD":
-            self._transport.write(head)
+            self._front.write(self._transport, head)
         elif sum(map(len, response.body)) <= _JOINED_BYTES:
-            self._transport.write(b"".join((head, *response.body)))
+            self._front.write(self._transport, b"".join((head, *response.body)))
         else:
+            self._front.flush()
             self._transport.writelines((head, *response.body))
+        if close or response.stream is not None:
+            self._front.flush()
 
     # Ends and clocks
 
@@ -537,6 +540,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         self._closing = True
         self._buffer.clear()
+        self._front.flush()
         self._transport.close()
         # An answer that the client does not take must not hold the connection for ever.
         self._await_until(self._front.clocks.write_s)
@@ -600,7 +604,7 @@ class Connection(asyncio.Protocol):
         if sock is None:
             return
         if step == 0:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._front.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
         elif _tcp_state(sock) == _TCP_CLOSED:
             self.abort()
             return

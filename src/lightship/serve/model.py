@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from lightship.engine.machine import usable_cores
@@ -60,7 +60,11 @@ class Tuned(Protocol):
 
 
 class ServedModel:
-    """One model version. ``start`` before use, ``close`` after."""
+    """One model version. ``start`` before use, ``close`` after.
+
+    Args:
+        delivered: called when all requests of a batch have been told.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class ServedModel:
         depth: int | None = None,
         threads: int | None = None,
         memory_bytes: int = 0,
+        delivered: Callable[[], None] = lambda: None,
     ) -> None:
         self.source = source
         self.name = source.name
@@ -81,6 +86,7 @@ class ServedModel:
         self.figures = ModelFigures()
         self._limits = limits
         self._clocks = clocks
+        self._delivered = delivered
         self._life = Supervisor(
             source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes
         )
@@ -406,6 +412,7 @@ class ServedModel:
                 work.finish(answer, None)
             elif not work.over:
                 self._part_done(work, answer)
+        self._delivered()
 
     def _part_done(self, work: Work, answer: Answer) -> None:
         if work.taken < work.rows:

@@ -292,7 +292,11 @@ class Server:
             depth=options.depth,
             threads=options.threads or worker_threads(self._sharing),
             memory_bytes=worker_memory_bytes(len(source.graph), self._sharing) if memory is None else memory,
+            delivered=self._delivered,
         )
+
+    def _delivered(self) -> None:
+        self.front.flush()  # which there is not yet when the first models are made
 
     def _lets_in(self, model: ServedModel) -> bool:
         return self.front.lets_in(model)
