@@ -228,7 +228,7 @@ def server(home: Home, launch: Callable[..., RunningServer]) -> RunningServer:
 def locked_server(home: Home, launch: Callable[..., RunningServer]) -> RunningServer:
     """Return a server of ``digits`` that asks for keys, with one key of each role."""
     keys = {str(role): KeyFile(home.keys).create(role)[1] for role in Role}
-    running = launch(home, "digits")
+    running = launch(home, "digits", "--grpc-port", "0")
     running.keys = keys
     return running
 

@@ -24,12 +24,13 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["sh", "python"])
 def test_what_the_page_shows_runs(kind, locked_server, image, tmp_path):
-    """Against a real server, as it stands there but for the port."""
+    """Against a real server, as it stands there but for the ports."""
     (tmp_path / "photo.png").write_bytes(png_bytes(image(3)[:, :, None]))
     found = blocks(kind)
     assert found
     for block in found:
         code = block.replace("127.0.0.1:8000", "{}:{}".format(*locked_server.address))
+        code = code.replace("127.0.0.1:8001", locked_server.grpc_url)
         command = ["bash", "-ec", code] if kind == "sh" else [sys.executable, "-c", code]
         environment = {**os.environ, "LIGHTSHIP_KEY": locked_server.keys["infer"]}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
