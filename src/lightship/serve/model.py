@@ -271,7 +271,7 @@ class ServedModel:
         else:
             # On one core a busy worker only takes it from us: answers first, and what they bring in runs with the rest.
             self._deliver(batch, message, payload)
-            self._pump_later()
+            self._pump_later(-1)
 
     # Requests
 
@@ -343,13 +343,17 @@ class ServedModel:
             raise
         work.item = item
         work.taken = stop
-        if not self._pump_soon:
-            self._pump_later()
+        if self._pump_soon:
+            return
+        if len(self._running) < self._depth:
+            self._pump_later(len(self._batcher))
+        elif self._timer is None or self._timer.when() > work.deadline_s:
+            self._set_timer()  # the worker is busy, and will ask for more
 
-    def _pump_later(self) -> None:
+    def _pump_later(self, collected: int) -> None:
         """Send at the end of this turn of the loop: what arrived in the same turn runs in the same batch."""
         self._pump_soon = True
-        self._collected = -1
+        self._collected = collected
         self._loop.call_soon(self._pump if self._depth > 1 else self._collect)
 
     def _collect(self) -> None:
