@@ -210,7 +210,7 @@ def registry_faults(home: Home, scratch: Path, figures: Figures, *, graphs: dict
         with Traffic(rig.address, questions, rate=80, fresh=0.1) as traffic:
             lock = sqlite3.connect(home.registry, isolation_level=None)
             lock.execute("BEGIN EXCLUSIVE")
-            time.sleep(12.0)
+            time.sleep(17.0)  # it looks every 5 s, and waits twice 5 s for a lock
             told["locked"] = rig.state()["degraded"]
             ready_locked = rig.control("/readyz")[0]
             lock.execute("ROLLBACK")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "greedy",
     "hungry",
     "image",
+    "import_graph",
     "network",
     "promote",
     "release",
@@ -269,29 +271,23 @@ def release_tensors(home: Home, scratch: Path) -> None:
         "pair": {"a": np.arange(1, 13).reshape(4, 3), "b": np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2)},
         "texts": {"city": np.array(["a", "b", "c", "d"])},
     }
-    for name, graph in {"pair": pair, "texts": texts, "table": table}.items():
-        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
-        file, rows = scratch / f"{name}.onnx", scratch / f"{name}.npz"
-        file.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
-        np.savez(rows, **golden[name])
-        command = (
-            sys.executable,
-            "-m",
-            "lightship.cli.main",
-            "import",
-            str(file),
-            "--name",
-            name,
-            "--golden",
-            str(rows),
-        )
-        options = ("--upto=batch=16", "--accept-unproven", "--quiet")
-        subprocess.run(
-            command + options,
-            env={**os.environ, "LIGHTSHIP_HOME": str(home.root)},
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+    graphs = {"pair": pair, "texts": texts, "table": table}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: import_graph(home, scratch, name, graphs[name], golden[name]), graphs))
+
+
+def import_graph(
+    home: Home, scratch: Path, name: str, graph: onnx.GraphProto, golden: Mapping[str, np.ndarray], *, upto: int = 16
+) -> None:
+    """Run ``lightship import`` on a graph."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    file, rows = scratch / f"{name}.onnx", scratch / f"{name}.npz"
+    file.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    np.savez(rows, **golden)
+    command = (sys.executable, "-m", "lightship.cli.main", "import", str(file), "--name", name)
+    options = ("--golden", str(rows), f"--upto=batch={upto}", "--accept-unproven", "--quiet")
+    environment = {**os.environ, "LIGHTSHIP_HOME": str(home.root)}
+    subprocess.run(command + options, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def promote(home: Home, name: str, version: int, alias: str = "production") -> None:

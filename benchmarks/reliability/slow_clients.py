@@ -28,7 +28,6 @@ from traffic import Traffic
 NAME = "digits"
 KINDS = ("silent", "head", "body")
 CLOSED_S = 15.0
-OPENING_S = 4.0
 GONE_S = 40.0
 LIVE = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -36,9 +35,9 @@ LIVE = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 class Slow:
     """The slow clients; runs in a process of its own."""
 
-    def __init__(self, address: tuple[str, int], count: int) -> None:
+    def __init__(self, address: tuple[str, int], count: int, opening_s: float) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(20_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
-        self._address, self._count = address, count
+        self._address, self._count, self._opening_s = address, count, opening_s
         self._selector = selectors.EpollSelector()
         self._open: dict[socket.socket, list[float | str | int]] = {}
         self.lived: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -50,7 +49,7 @@ class Slow:
         started, opened, trickled = time.monotonic(), 0, time.monotonic()
         while (opened < self._count or self._open) and time.monotonic() < started + GONE_S:
             now = time.monotonic()
-            while opened < min(self._count, (now - started) * self._count / OPENING_S):
+            while opened < min(self._count, (now - started) * self._count / self._opening_s):
                 self._connect(KINDS[opened % 3])
                 opened += 1
             self._read(0.02)
@@ -151,7 +150,9 @@ class Health(threading.Thread):
         self.join()
 
 
-def slow(figures: Figures, *, count: int, options: tuple[str, ...] = (), steady_s: float = 5.0) -> None:
+def slow(
+    figures: Figures, *, count: int, options: tuple[str, ...] = (), steady_s: float = 5.0, opening_s: float = 5.0
+) -> None:
     """Open them all beside good traffic; look at memory, time, health. ``options``: of the server."""
     graphs = {1: network(1, width=512, layers=4)}
     with scratch_home() as (home, scratch):
@@ -169,7 +170,7 @@ def slow(figures: Figures, *, count: int, options: tuple[str, ...] = (), steady_
                 begun = time.monotonic()
                 out = scratch / "slow.json"
                 clients = subprocess.Popen(
-                    (sys.executable, __file__, "--clients", json.dumps([rig.address, count]), str(out))
+                    (sys.executable, __file__, "--clients", json.dumps([rig.address, count, opening_s]), str(out))
                 )
                 while clients.poll() is None:
                     most_mb = max(most_mb, rig.rss_mb())
@@ -189,9 +190,9 @@ def slow(figures: Figures, *, count: int, options: tuple[str, ...] = (), steady_
     figures.exactly(f"good requests failed of {len(during.records)} {during.why or ''}", len(during.failed), 0)
     steady_ms = steady.ms(0.99)
     figures.add("good steady p50 / p99 ms", f"{steady.ms(0.5):.1f} / {steady_ms:.1f}")
-    opening, there = during.between(0, begun + OPENING_S + 1), during.between(begun + OPENING_S + 1, ended)
+    opening, there = during.between(0, begun + opening_s + 1), during.between(begun + opening_s + 1, ended)
     figures.add(
-        f"good p50 / p99 ms while {count / OPENING_S:.0f} a second open",
+        f"good p50 / p99 ms while {count / opening_s:.0f} a second open",
         f"{opening.ms(0.5):.1f} / {opening.ms(0.99):.1f}",
     )
     figures.at_most("good p99 beside them", there.ms(0.99), max(2 * steady_ms, 20), "ms")
@@ -208,8 +209,8 @@ def measure(quick: bool, figures: Figures) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--clients"]:
-        where, how_many = json.loads(sys.argv[2])
-        clients = Slow(tuple(where), how_many)
+        where, how_many, within_s = json.loads(sys.argv[2])
+        clients = Slow(tuple(where), how_many, within_s)
         clients.run()
         found = {"lived": clients.lived, "answers": dict(clients.answers), "refused": clients.refused}
         Path(sys.argv[3]).write_text(json.dumps(found))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import faults
+import large_answers
 import leaks
 import pytest
 from releases import network, promote, release
+from rig import Rig, tensor_question
 from tests.serve.reliability.conftest import missed
 
 GRAPHS = {1: network(1, width=512, layers=4), 2: network(2, width=512, layers=4)}
@@ -68,8 +70,13 @@ def test_the_wall_clock_may_jump(two_versions, scratch, figures):
     assert missed(figures) == []
 
 
-def test_four_references_may_move_all_the_time(two_versions, scratch, figures):
-    """Each answer is still its version's own, and in the end two processes are left (FI-14)."""
-    faults.storm(two_versions, scratch, figures, seconds=2.0)
+@pytest.mark.xfail(strict=True, reason="an answer is written as JSON on the event loop, however large it is")
+def test_a_large_answer_holds_up_nobody(home, scratch, figures):
+    """128 KiB of row numbers make 165 MB of JSON; who asks for something else meanwhile is answered as usual."""
+    graphs = {1: network(1)}
+    release(home, "digits", graphs[1])
+    large_answers.release_wide(home, scratch)
+    with Rig(home, "digits", "wide", log=scratch / "serve.log") as rig:
+        large_answers.one_read(rig, figures, [tensor_question("digits", 1, graphs)], binary=False)
 
     assert missed(figures) == []
