@@ -509,6 +509,24 @@ def test_outputs_that_json_cannot_say_are_refused_in_json_and_sent_in_binary(cod
     assert b"".join(response.body).endswith(bytes(tensor.data))
 
 
+def test_an_answer_too_long_for_json_is_refused_in_json_only():
+    """At the limit, one beyond, and in binary; numbers are written while everybody waits."""
+    codec = V2Codec((X,), (Y,), json_bytes=160)
+    tensors = {rows: {"y": pack("y", "FP32", np.zeros((rows, 2), np.float32))} for rows in (5, 6)}
+    in_json = V2Response("m", "1", None, (Wanted("y", binary=False),))
+
+    assert codec.write(in_json, tensors[5]).status == 200
+    with pytest.raises(InvalidTensor, match="12 values; JSON takes at most 10"):
+        codec.write(in_json, tensors[6])
+    assert codec.write(V2Response("m", "1", None, (Wanted("y", binary=True),)), tensors[6]).status == 200
+
+
+def test_a_shape_of_lists_is_refused_in_plain_words(codec):
+    """Not with what the parser calls them."""
+    with pytest.raises(InvalidTensor, match="Got a list or an object"):
+        read(codec, b'{"inputs":[{"name":"x","shape":[[1],2],"datatype":"FP32","data":[1,2]}]}')
+
+
 def test_a_timeout_is_taken_in_microseconds(codec):
     """As Triton's clients send it; unknown parameters are passed over, as the protocol has it."""
     assert read(codec, {**one([1, 2]), "parameters": {"timeout": 1500, "priority": 3}}).timeout_us == 1500

@@ -29,6 +29,7 @@ class Limits:
         body_bytes: a request body, counted after chunked coding is undone.
         bodies_bytes: bodies of all connections together, from their announcement to the answer.
         json_bytes: JSON of one request; the parser needs some 13 times as much memory. Binary tensors are not counted.
+            An answer in JSON has at most a value for 16 of them.
         inflation: how many times its size a compressed body may grow, beyond the first MiB.
         chunks: chunks of one chunked body.
         connections: open connections. One more takes the place of the one that has been slowest to say what it wants,
@@ -80,7 +81,7 @@ class Clocks:
     """
 
     head_s: float = 10.0
-    chance_s: float = 1.0
+    chance_s: float = 0.25
     body_s: float = 30.0
     slow_body_s: float = 10.0
     idle_s: float = 30.0

@@ -135,6 +135,8 @@ class ServedModel:
         if self._timer is not None:
             self._timer.cancel()
         await self._life.close()
+        # Nothing runs it again, and whoever still holds this object should not hold the graph with it.
+        self.source = self._life.source = dataclasses.replace(self.source, graph=b"", golden=(), expected=())
 
     @property
     def state(self) -> State:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightship.data.files import write_atomic
 from lightship.engine.machine import fingerprint
-from lightship.serve.model import ServedModel
+from lightship.serve.model import ServedModel, State
 
 __all__ = ["Tuned", "Tuner", "best_batch", "candidates"]
 
@@ -77,15 +78,16 @@ class Tuner:
         self._folder = folder
         self._busy = busy
         self._again = again
-        self._turn = asyncio.Lock()
         self._machine = ""
+        # Not the models themselves: one that is replaced before its turn comes must not stay in memory for it.
+        self._waiting: list[tuple[weakref.ref[ServedModel], int]] = []
+        self._measuring = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, model: ServedModel) -> None:
         """Tune a model that is ready."""
         if model.source.batch_rows > 1:
-            self._tasks.add(task := asyncio.get_running_loop().create_task(self._tune(model)))
-            task.add_done_callback(self._tasks.discard)
+            self._run(self._look_up(model))
 
     async def close(self) -> None:
         """Give up on what has not been measured."""
@@ -94,24 +96,42 @@ class Tuner:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _tune(self, model: ServedModel) -> None:
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        self._tasks.add(task := asyncio.get_running_loop().create_task(work))
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_up(self, model: ServedModel) -> None:
         path = await asyncio.to_thread(self._path, model)
         known = None if self._again else await asyncio.to_thread(_read, path)
         if known is not None:
             model.use_tuned(known)
             return
-        for _ in range(_TRIES):
-            async with self._turn:
-                await self._wait_until_idle()
-                rates = await model.measure(candidates(model.source.batch_rows), budget_ms=_BUDGET_MS)
-            if rates is not None:
-                break
-        else:
-            return
+        self._waiting = [entry for entry in self._waiting if entry[0]() is not None]
+        self._waiting.append((weakref.ref(model), _TRIES))
+        if not self._measuring:
+            self._measuring = True
+            self._run(self._measure_all())
+
+    async def _measure_all(self) -> None:
+        while self._waiting:
+            await self._wait_until_idle()
+            ref, tries = self._waiting.pop(0)
+            if not await self._measured(ref()) and tries > 1:
+                self._waiting.append((ref, tries - 1))
+        self._measuring = False
+
+    async def _measured(self, model: ServedModel | None) -> bool:
+        """Measure a model and use and keep what was found; return whether there is nothing left to do for it."""
+        if model is None or model.state is State.CLOSED:
+            return True
+        rates = await model.measure(candidates(model.source.batch_rows), budget_ms=_BUDGET_MS)
+        if rates is None:
+            return False
         tuned = Tuned(best_batch(rates), rates)
         model.use_tuned(tuned)
         log.info("%s:%s runs batches of up to %d rows: measured", model.name, model.version, tuned.batch_rows)
-        await asyncio.to_thread(_write, path, tuned)
+        await asyncio.to_thread(_write, self._path(model), tuned)
+        return True
 
     async def _wait_until_idle(self) -> None:
         loop = asyncio.get_running_loop()

@@ -22,7 +22,6 @@ def two_versions(home):
     return home
 
 
-@pytest.mark.xfail(strict=True, reason="the tuner keeps each version that was replaced before it had been measured")
 def test_reloads_keep_no_memory(home, scratch, figures):
     """A version that is gone is gone, with its bytes, files and threads."""
     leaks.reloads(home, scratch, figures, cycles=6, width=1024)
@@ -47,7 +46,6 @@ def test_without_files_the_connected_are_served(two_versions, scratch, figures):
     assert missed(figures) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a log line from the event loop waits for the reader of stderr")
 def test_a_log_that_nobody_reads_stops_nothing(two_versions, scratch, figures):
     """Lines are dropped and counted (FI-28)."""
     faults.log_stalls(two_versions, scratch, figures, graphs=GRAPHS, seconds=1.0)
@@ -55,7 +53,6 @@ def test_a_log_that_nobody_reads_stops_nothing(two_versions, scratch, figures):
     assert missed(figures) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a log line from the event loop waits for the reader of stderr")
 def test_a_stop_needs_no_reader_of_the_log(two_versions, scratch, figures):
     """SIGTERM with a full pipe ends the server all the same."""
     faults.stopped_with_full_pipe(two_versions, scratch, figures)
@@ -70,7 +67,6 @@ def test_the_wall_clock_may_jump(two_versions, scratch, figures):
     assert missed(figures) == []
 
 
-@pytest.mark.xfail(strict=True, reason="an answer is written as JSON on the event loop, however large it is")
 def test_a_large_answer_holds_up_nobody(home, scratch, figures):
     """128 KiB of row numbers make 165 MB of JSON; who asks for something else meanwhile is answered as usual."""
     graphs = {1: network(1)}

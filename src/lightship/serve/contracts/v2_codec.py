@@ -32,6 +32,7 @@ __all__ = ["V2Codec", "V2Request", "V2Response", "Wanted"]
 
 _LENGTH_HEADER = "inference-header-content-length"
 _JSON, _BINARY = "application/json", "application/octet-stream"
+_JSON_BYTES_A_VALUE = 16  # on average, of an answer
 _KEPT_PARSER_BYTES = 1 << 20  # a parser keeps some 13 times the bytes of its largest document
 _MOST_DIMENSIONS = 32
 _LARGEST_DIMENSION = (1 << 31) - 1
@@ -256,13 +257,14 @@ class V2Codec:
 
         Raises:
             InvalidTensor: an output that was asked for in JSON has no JSON form: FP16, NaN, infinity, bytes that are
-                not UTF-8.
+                not UTF-8; or it is too long for JSON.
         """
         tensors = [outputs[wanted.name] for wanted in response.wanted]
         key = (response.id, response.wanted, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
         frame = self._answers.get(key) or self._new_answer(key, response, tensors)
         if frame.head is not None:
             return Response(200, (frame.head, *[tensor.data for tensor in tensors]), _BINARY, frame.headers)
+        self._refuse_long(response, tensors)
         text, tail = [frame.pieces[0]], []
         for tensor, wanted, piece in zip(tensors, response.wanted, frame.pieces[1:], strict=True):
             if wanted.binary:
@@ -278,6 +280,16 @@ class V2Codec:
     def _new_answer(self, key: _AnswerKey, response: V2Response, tensors: list[PackedTensor]) -> _AnswerFrame:
         frame = _AnswerFrame.of(response, tensors)
         return frame if response.id is not None else _remember(self._answers, key, frame)
+
+    def _refuse_long(self, response: V2Response, tensors: list[PackedTensor]) -> None:
+        """Numbers are written as text while everybody else waits, so there are only so many."""
+        pairs = zip(tensors, response.wanted, strict=True)
+        values = sum(math.prod(tensor.shape) for tensor, wanted in pairs if not wanted.binary)
+        if values > (most := self._json_bytes // _JSON_BYTES_A_VALUE):
+            raise InvalidTensor(
+                f"The answer has {values} values; JSON takes at most {most} (limit `json_bytes`, {_JSON_BYTES_A_VALUE} "
+                "bytes each). Ask for the outputs in binary form."
+            )
 
     def _parse(self, text: bytes, *, start: bytes = b"{") -> Any:
         if not text.startswith(start) and text.lstrip(b" \t\r\n")[:1] != start:
@@ -596,7 +608,8 @@ def _shape(value: object, *, at: str) -> tuple[int, ...]:
     shape = []
     for size in value:
         if type(size) is not int or not 1 <= size <= _LARGEST_DIMENSION:
-            raise InvalidTensor(f"{at} must hold whole numbers from 1 on. Got {str(size)[:40]!r}.")
+            got = "a list or an object" if isinstance(size, simdjson.Array | simdjson.Object) else repr(str(size)[:40])
+            raise InvalidTensor(f"{at} must hold whole numbers from 1 on. Got {got}.")
         shape.append(size)
     return tuple(shape)
 
