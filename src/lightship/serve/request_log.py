@@ -1,25 +1,20 @@
-"""One JSON line a request, written by a thread of its own, so that a log that nobody reads cannot stop the server.
+"""One JSON line a request, with its id, contract, model, status and time.
 
-A line has the request's id, contract, model, status and time; no payload, no header, no key, no path (a path is the
-client's text). When the thread falls behind, lines are dropped and counted, and the count is a line too.
+No payload, no header, no key, no path (a path is the client's text).
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import sys
-import threading
 import time
-from typing import IO
 
 import msgspec
 
 from lightship.serve.dispatch import Exchange
+from lightship.serve.log_lines import stderr_lines
 
 __all__ = ["RequestLog"]
 
-_MOST_WAITING = 10_000
 _FLUSH_S = 0.1
 
 
@@ -36,25 +31,18 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class RequestLog:
-    """Collects lines on the event loop and hands them to a thread ten times a second."""
+    """Collects lines on the event loop and hands them over ten times a second: each time wakes a thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, every: bool, stream: IO[str] | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, every: bool) -> None:
         self._loop = loop
         self._every = every
-        self._stream = stream or sys.stderr
+        self._writer = stderr_lines()
         self._lines: list[_Line] = []
-        self._dropped = 0
         self._flush_set = False
-        self._queue: queue.Queue[list[_Line] | None] = queue.Queue(maxsize=64)
-        self._thread = threading.Thread(target=self._write, name="request-log", daemon=True)
-        self._thread.start()
 
     def add(self, exchange: Exchange, status: int, seconds: float) -> None:
         """Note an answered request."""
         if not self._every and status < 500:
-            return
-        if len(self._lines) >= _MOST_WAITING:
-            self._dropped += 1
             return
         head = exchange.head
         key = exchange.key.id if exchange.key is not None else ""
@@ -76,32 +64,10 @@ class RequestLog:
             self._loop.call_later(_FLUSH_S, self._flush)
 
     def close(self) -> None:
-        """Hand over what is left and wait a moment for the thread."""
+        """Hand over what is left."""
         self._flush()
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            return
-        self._thread.join(1.0)
 
     def _flush(self) -> None:
         self._flush_set = False
         lines, self._lines = self._lines, []
-        try:
-            self._queue.put_nowait(lines)
-        except queue.Full:
-            self._dropped += len(lines)
-
-    def _write(self) -> None:
-        encoder = msgspec.json.Encoder()
-        while (lines := self._queue.get()) is not None:
-            dropped, self._dropped = self._dropped, 0
-            text = "".join(encoder.encode(line).decode() + "\n" for line in lines)
-            if dropped:
-                note = {"time": round(time.time(), 3), "event": "dropped lines", "count": dropped}
-                text += encoder.encode(note).decode() + "\n"
-            try:
-                self._stream.write(text)
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._dropped += len(lines)
+        self._writer.put(lines)
