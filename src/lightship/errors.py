@@ -8,6 +8,7 @@
     │   ├── InvalidMedia            an image (later: audio, text) that cannot be decoded
     │   ├── UnsupportedMedia        a media type that the task does not take
     │   └── TooLarge                over a limit; the message names limit and setting
+    ├── CannotRun                   an input that passes all checks and that the graph cannot compute
     ├── NotFound                    no model, version, alias, route or file of that name
     ├── Conflict                    the name or version is taken, or another process holds the lock
     ├── Unauthenticated             no key, or an unknown one
@@ -17,6 +18,7 @@
     │   └── BundleRefused           bytes, digests or signatures do not agree
     ├── Unavailable                 try again later
     │   ├── Overloaded              the queue is full
+    │   ├── OutOfMemory             it needs more memory than there is
     │   ├── DeadlineExceeded        the answer would come too late
     │   └── WorkerFailed            the worker process died or hung
     └── MissingExtra                an optional dependency is not installed
@@ -32,6 +34,7 @@ from typing import NamedTuple
 
 __all__ = [
     "BundleRefused",
+    "CannotRun",
     "Conflict",
     "DeadlineExceeded",
     "Forbidden",
@@ -44,6 +47,7 @@ __all__ = [
     "LightshipError",
     "MissingExtra",
     "NotFound",
+    "OutOfMemory",
     "Overloaded",
     "Refused",
     "Status",
@@ -86,6 +90,14 @@ class UnsupportedMedia(InvalidInput):
 
 class TooLarge(InvalidInput):
     """Something is over a limit."""
+
+
+class CannotRun(LightshipError):
+    """The graph cannot be run on an input that its interface allows: a row number beyond its table, a size it refuses.
+
+    Not an ``InvalidInput``: that is found before a graph runs, and who judges a graph lets it pass as the caller's own
+    mistake, whereas this one tells against the graph. From a client both are the client's.
+    """
 
 
 class NotFound(LightshipError):
@@ -132,6 +144,10 @@ class Overloaded(Unavailable):
     """The queue is full."""
 
 
+class OutOfMemory(Unavailable):
+    """The work needs more memory than the process that does it has left."""
+
+
 class DeadlineExceeded(Unavailable):
     """The answer would come after its deadline."""
 
@@ -159,6 +175,7 @@ class Status(NamedTuple):
 _STATUS: dict[type[LightshipError], Status] = {
     LightshipError: Status(500, "INTERNAL", 1),
     InvalidInput: Status(400, "INVALID_ARGUMENT", 2),
+    CannotRun: Status(400, "INVALID_ARGUMENT", 2),
     UnsupportedMedia: Status(415, "INVALID_ARGUMENT", 2),
     TooLarge: Status(413, "OUT_OF_RANGE", 2),
     NotFound: Status(404, "NOT_FOUND", 3),
@@ -168,6 +185,7 @@ _STATUS: dict[type[LightshipError], Status] = {
     Refused: Status(409, "FAILED_PRECONDITION", 6),
     Unavailable: Status(503, "UNAVAILABLE", 7),
     Overloaded: Status(429, "RESOURCE_EXHAUSTED", 7),
+    OutOfMemory: Status(503, "RESOURCE_EXHAUSTED", 7),
     DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED", 7),
     MissingExtra: Status(501, "UNIMPLEMENTED", 8),
 }

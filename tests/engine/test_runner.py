@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from lightship.engine.runner import EngineOptions, load_runner
-from lightship.errors import InvalidInput, InvalidTensor, LightshipError, NotFound, Refused
+from lightship.errors import CannotRun, InvalidInput, InvalidTensor, LightshipError, NotFound, OutOfMemory, Refused
 from lightship.types import Interface, TensorSpec
 
 BATCH = np.ones((4, 3), dtype=np.float32)
@@ -138,11 +138,64 @@ def test_failure_inside_the_engine_is_told_without_its_insides(model, capfd):
         out_shape=("batch", 3),
     )
 
-    with pytest.raises(LightshipError, match=r"failed while it ran on x \(4, 3\)") as caught:
+    with pytest.raises(CannotRun, match=r"cannot be run on this input: x \(4, 3\)") as caught:
         load(graph).run({"x": BATCH})
 
     assert "secret_node" not in str(caught.value)
     assert "secret_node" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("limit_s", [None, 60.0])
+def test_row_number_beyond_the_table_is_the_inputs_fault(model, limit_s):
+    """The interface allows any INT64, the table has three rows; the next input is answered."""
+    table = {"table": np.arange(3, dtype=np.float32)}
+    graph = model([helper.make_node("Gather", ["table", "x"], ["y"])], weights=table, in_type=TensorProto.INT64,
+                  in_shape=("batch", 1), out_shape=("batch", 1))  # fmt: skip
+    runner = load(graph, limit_s=limit_s)
+
+    with pytest.raises(CannotRun, match=r"x \(1, 1\)") as caught:
+        runner.run({"x": np.array([[10**12]])})
+
+    assert not isinstance(caught.value, OutOfMemory)
+    assert "Gather" not in str(caught.value)
+    assert runner.run({"x": np.array([[2]])})["y"].tolist() == [[2.0]]
+
+
+_ASKS_FOR_TOO_MUCH = """
+import sys
+import numpy as np
+from lightship.engine.runner import EngineOptions, load_runner
+from lightship.errors import OutOfMemory
+from lightship.serve.worker import _limit_memory
+runner = load_runner(sys.stdin.buffer.read(), options=EngineOptions(audited=True, batched=False))
+_limit_memory(1 << 29)
+try:
+    runner.run({"x": np.array([int(sys.argv[1])])})
+except OutOfMemory as exc:
+    print(exc, "Because:", exc.__cause__)
+print("then", runner.run({"x": np.array([5])})["y"].size)
+"""
+
+
+@pytest.mark.parametrize(("size", "words"), [(10**11, b"Failed to allocate"), (10**8, b"bad_alloc")])
+def test_failed_allocation_has_an_error_of_its_own(model, size, words):
+    """The arena of the engine and the C++ library (a list of 10^8 places) say it in different words."""
+    nodes = [helper.make_node("Expand", ["one", "x"], ["ones"]), helper.make_node("NonZero", ["ones"], ["y"])]
+    weights = {"one": np.ones(1, np.uint8)}
+    graph = model(nodes, weights=weights, in_type=TensorProto.INT64, in_shape=(1,), out_shape=(1, None),
+                  out_type=TensorProto.INT64)  # fmt: skip
+
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKS_FOR_TOO_MUCH, str(size)],
+        input=graph.SerializeToString(),
+        capture_output=True,
+        check=False,
+    )
+
+    said, _, rest = done.stdout.partition(b"Because:")
+    assert b"x (1,) needs more memory than there is" in said, done.stderr
+    assert words in rest
+    assert b"then 5" in rest, done.stderr
 
 
 def test_endless_loop_is_stopped_at_the_limit(looping):
@@ -185,7 +238,7 @@ def test_failure_under_a_limit_is_not_called_too_long(model):
         out_shape=("batch", 3),
     )
 
-    with pytest.raises(LightshipError, match=r"failed while it ran on x \(4, 3\)"):
+    with pytest.raises(CannotRun, match=r"cannot be run on this input: x \(4, 3\)"):
         load(graph, limit_s=60).run({"x": BATCH})
 
 

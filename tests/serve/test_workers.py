@@ -316,7 +316,9 @@ async def test_an_allocation_that_fails_costs_one_request(traps):
 
         assert [model.worker_pid for model in server.models] == pids
 
-    assert [answer.status_code for answer in answers] == [500, *[200] * 6]
+    assert [answer.status_code for answer in answers] == [503, *[200] * 6]
+    assert int(answers[0].headers["retry-after"]) >= 1
+    assert "more memory" in answers[0].json()["error"]
     assert greedy_model.deaths == 0
 
 

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
-from lightship.errors import InvalidInput, InvalidTensor, LightshipError
+from lightship.errors import CannotRun, InvalidInput, InvalidTensor, LightshipError, OutOfMemory
 from lightship.types import Dim, Interface, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -52,6 +52,9 @@ _ENGINE_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_ENGINE_ERRORS, MemoryError)
+# It has no class of its own for an allocation that fails: the words of its arena, and those of the C++ library.
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "Could not allocate")
 
 
 class OnnxRuntimeEngine:
@@ -98,15 +101,10 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise LightshipError("This graph was closed. Load it again.")
         check_inputs(self._interface, inputs)
-        feeds = {name: _feed(name, array) for name, array in inputs.items()}
         try:
-            arrays = self._arrays(feeds)
-        except _ENGINE_ERRORS as exc:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-            raise LightshipError(
-                f"The graph failed while it ran on {shapes}. It may only work for other sizes; "
-                "try the sizes that its interface proves."
-            ) from exc
+            arrays = self._arrays({name: _feed(name, array) for name, array in inputs.items()})
+        except _RUN_ERRORS as exc:
+            raise _failure(exc, inputs) from exc
         outputs = dict(zip(self._outputs, arrays, strict=True))
         if self._batched:
             check_outputs(self._interface, inputs, outputs)
@@ -114,7 +112,13 @@ class OnnxRuntimeEngine:
 
     def _arrays(self, feeds: Mapping[str, np.ndarray]) -> Any:
         if self._limit_s is None:
-            return self._session.run(self._outputs, feeds, self._run_options)
+            run_options = self._run_options  # `stop` puts another in its place
+            try:
+                return self._session.run(self._outputs, feeds, run_options)
+            except _ENGINE_ERRORS as exc:
+                if not run_options.terminate:
+                    raise
+                raise LightshipError("The run was stopped.") from exc
         run_options = ort.RunOptions()  # its own for each run: one that has stopped a run would stop the next as well
         with _stopped_after(self._limit_s, run_options):
             try:
@@ -122,9 +126,8 @@ class OnnxRuntimeEngine:
             except _ENGINE_ERRORS as exc:
                 if not run_options.terminate:
                     raise
-                shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
                 raise LightshipError(
-                    f"The graph ran longer than {self._limit_s:g} s on a batch of {shapes} and was stopped. "
+                    f"The graph ran longer than {self._limit_s:g} s on a batch of {_shapes(feeds)} and was stopped. "
                     "Look for a loop in it without an end or with too many rounds, or give a smaller graph."
                 ) from exc
 
@@ -136,6 +139,23 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Free the graph."""
         self._session = None
+
+
+def _failure(exc: Exception, inputs: Mapping[str, np.ndarray]) -> LightshipError:
+    """Return what a run that failed means; what the engine says of it tells of its insides and stays the cause."""
+    shapes = _shapes(inputs)
+    if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
+        return OutOfMemory(
+            f"To run the graph on {shapes} needs more memory than there is. Send fewer rows or less data."
+        )
+    return CannotRun(
+        f"The graph cannot be run on this input: {shapes}. Its dtypes and shapes are allowed, its values or their "
+        "sizes lead to what the graph cannot compute. Send others."
+    )
+
+
+def _shapes(inputs: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
 
 
 def _feed(name: str, array: np.ndarray) -> np.ndarray:

@@ -75,8 +75,10 @@ class Runner(Protocol):
 
         Raises:
             InvalidTensor: a name, dtype, rank or size that the interface does not allow.
-            LightshipError: the engine failed, the graph gave another number of rows than it got, or it ran longer than
-                ``EngineOptions.limit_s``; after that the runner can be used again.
+            CannotRun: the interface allows the input, and the graph cannot compute it.
+            OutOfMemory: an allocation failed. Fewer rows, or the same later, may do.
+            LightshipError: the graph gave another number of rows than it got, was stopped, or ran longer than
+                ``EngineOptions.limit_s``. After any of these the runner can be used again.
         """
 
     def stop(self) -> None:

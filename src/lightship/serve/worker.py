@@ -32,7 +32,7 @@ import numpy as np
 from lightship.engine.difference import require_golden
 from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, LightshipError
+from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, LightshipError, OutOfMemory
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.serve.wire import (
@@ -225,6 +225,8 @@ class Worker:
             return self._task.encode(raw)
         except LightshipError as exc:
             return exc
+        except MemoryError:
+            return OutOfMemory("To decode the input needs more memory than the worker has. Send a smaller one.")
         except Exception as exc:
             log.exception("the task failed on an input")
             return LightshipError(f"The input could not be encoded ({type(exc).__name__}).")
@@ -286,6 +288,8 @@ class Worker:
             answers = [msgspec.json.encode(answer) for answer in self._task.decode(outputs)] if raw else []
         except LightshipError:
             raise
+        except MemoryError as exc:
+            raise OutOfMemory("The answer needs more memory than the worker has. Send fewer rows.") from exc
         except Exception as exc:
             log.exception("a batch failed in the worker")
             raise LightshipError(f"The model failed on this input ({type(exc).__name__}).") from exc
