@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,6 +63,77 @@ def test_metrics_are_there_under_the_names_of_triton_and_tf_serving(server, imag
     )
     assert values[(":tensorflow:serving:request_count", ("model_name", "digits"), ("status", "OK"))] >= 3
     assert values[(":tensorflow:serving:request_latency_count", ("API", "raw"), ("model_name", "digits"))] >= 4
+
+
+@pytest.fixture
+def control_address(server):
+    """Return host and port of the control plane."""
+    url = httpx.URL(server.control_url)
+    return url.host, url.port
+
+
+def take_answer(sock: socket.socket) -> None:
+    """Ask whether the server lives, and read all of the answer."""
+    sock.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += sock.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_half_heads_do_not_hide_the_health(server, connect, control_address):
+    """Far more of them than there are places, of all kinds: silent, half a head, kept after an answer."""
+    kept = [connect(control_address) for _ in range(40)]
+    for sock in kept:
+        take_answer(sock)
+        sock.sendall(b"GET /li")
+    for index in range(120):
+        sock = connect(control_address)
+        if index % 2:
+            sock.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+    began = time.monotonic()
+    with httpx.Client(base_url=server.control_url, headers={"connection": "close"}) as client:
+        statuses = [client.get(path).status_code for path in ("/livez", "/readyz", "/metrics") * 20]
+
+    assert statuses == [200] * 60
+    assert time.monotonic() - began < 4  # before the clock of those heads helps
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_head_that_does_not_end_is_closed(connect, control_address, kept):
+    """Five seconds after it began, though a byte comes now and then; an empty line begins one too."""
+    sock = connect(control_address)
+    if kept:
+        take_answer(sock)
+        time.sleep(1.0)  # does not count
+    pieces = b"\r\n\r\n" + b"GET /livez HTTP/1.1\r\nX: " + b"a" * 100
+    sock.settimeout(0.2)
+    began = time.monotonic()
+    for index in range(len(pieces)):
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            sock.sendall(pieces[index : index + 1])
+            assert sock.recv(4096) == b""
+            break
+        if time.monotonic() - began > 8:
+            break
+
+    assert 4.5 < time.monotonic() - began < 6.5
+
+
+def test_a_head_without_bound_is_closed(connect, control_address):
+    """It would fill the memory within its five seconds."""
+    sock = connect(control_address)
+    with pytest.raises(ConnectionError):
+        sock.sendall(b"GET /livez HTTP/1.1\r\nX: " + b"a" * (256 << 20))
+
+
+def test_a_client_that_takes_no_answers_holds_no_place(server, control_address):
+    """It asks for more and more metrics on many connections; others are answered."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(80):
+            sock = stack.enter_context(socket.create_connection(control_address, timeout=5))
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+        assert httpx.get(f"{server.control_url}/livez", timeout=10).status_code == 200
 
 
 def test_limits_and_clocks_are_read_from_text():

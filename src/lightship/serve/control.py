@@ -7,6 +7,7 @@ here is on the path of a prediction.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import threading
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ControlPlane", "Watched", "control_app"]
 
+log = logging.getLogger(__name__)
+
 _READ = frozenset({Role.READ})
 _START_S = 10.0
+_COMPLAINT_S = 10.0
 
 
 class Watched(Protocol):
@@ -180,8 +184,11 @@ class ControlPlane:
     def _run(self) -> None:
         import uvicorn
 
+        from lightship.serve.control_http import MOST_CONNECTIONS, ControlConnection
+
         class _Uvicorn(uvicorn.Server):
             async def startup(inner, sockets: list[socket.socket] | None = None) -> None:  # noqa: N805
+                asyncio.get_running_loop().set_exception_handler(_Complaints())
                 await super().startup(sockets)
                 self._started.set()
 
@@ -190,11 +197,11 @@ class ControlPlane:
             log_config=None,
             access_log=False,
             loop="asyncio",
-            http="httptools",
+            http=ControlConnection,
             lifespan="off",
             ws="none",
             server_header=False,
-            limit_concurrency=64,
+            backlog=MOST_CONNECTIONS,  # so many are taken at once, before the first of them is read or sent away
             timeout_keep_alive=10,
             timeout_graceful_shutdown=1,
         )
@@ -202,4 +209,22 @@ class ControlPlane:
         try:
             self._uvicorn.run(sockets=[self._sock])
         except Exception:
-            logging.getLogger(__name__).exception("the control plane failed")
+            log.exception("the control plane failed")
+
+
+class _Complaints:
+    """What the loop complains of; that there is no file for a connection, once in a while and without a trace.
+
+    Asyncio tries again each second, and then complains for each connection that waits.
+    """
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._next_s:
+            self._next_s = loop.time() + _COMPLAINT_S
+            log.warning("the control plane cannot take connections: %s", error.strerror)
