@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import socket
 import sqlite3
@@ -21,7 +20,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from releases import network, promote, release
@@ -34,23 +32,10 @@ NAME = "digits"
 LIVE = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-@contextlib.contextmanager
-def file_limit(count: int) -> Iterator[None]:
-    """Let what is started inside have at most so many open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def out_of_files(home: Home, scratch: Path, figures: Figures, *, graphs: dict[int, bytes], seconds: float) -> None:
     """300 clients for a server with 256 files: who is connected is answered, no busy loop, and it recovers."""
     question = tensor_question(NAME, 1, graphs)
-    with file_limit(256):
-        rig = Rig(home, NAME, log=scratch / "files.log")
-    with rig:
+    with Rig(home, NAME, log=scratch / "files.log", files=256) as rig:
         until(lambda: rig.control("/readyz")[0] == 200)
         with Traffic(rig.address, [question], rate=50, connections=4) as traffic:
             time.sleep(1)
@@ -64,8 +49,9 @@ def out_of_files(home: Home, scratch: Path, figures: Figures, *, graphs: dict[in
             files = rig.fds()
             try:
                 control = rig.control("/livez", 2.0)[0]
+                degraded = rig.state()["degraded"]
             except OSError as exc:
-                control = f"{type(exc).__name__}"
+                control = degraded = f"{type(exc).__name__}"
             log_lines = len(rig.log.read_text().splitlines())
             for sock in socks:
                 sock.close()
@@ -77,6 +63,7 @@ def out_of_files(home: Home, scratch: Path, figures: Figures, *, graphs: dict[in
     )
     figures.at_most(f"no files left: processor share more than before ({idle_cpu:.2f})", full_cpu - idle_cpu, 0.2)
     figures.exactly("no files left: health on the control port", control, 200)
+    figures.exactly("no files left: the registry is said to be unreadable", degraded, None)
     figures.at_most("no files left: lines logged", log_lines, 60)
     figures.at_most("no files left: recovered after", back_s, 2.0, "s")
     figures.exactly("no files left: answer afterwards", reload_ok, 200)

@@ -51,8 +51,8 @@ CACHE = Path.home() / ".cache" / "lightship-benchmarks"
 class Rig(Server):
     """A server and what its operator sees of it."""
 
-    def __init__(self, home: Home, *arguments: str, log: Path, core: int | None = None) -> None:
-        super().__init__(home, arguments[0], *arguments[1:], core=core, log=log)
+    def __init__(self, home: Home, *arguments: str, log: Path, core: int | None = None, files: int = 0) -> None:
+        super().__init__(home, arguments[0], *arguments[1:], core=core, log=log, files=files)
         assert self._process.stdout is not None
         self._process.stdout.close()  # it has said all it says there
         self.home, self.log = home, log

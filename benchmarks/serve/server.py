@@ -81,10 +81,12 @@ def _kilobytes(path: str, key: str) -> int:
 
 
 class Server:
-    """``lightship serve NAME``, pinned on ``core`` with all of its processes."""
+    """``lightship serve NAME``, pinned on ``core`` with all of its processes; each may open ``files`` files."""
 
-    def __init__(self, home: Home, name: str, *arguments: str, core: int | None, log: Path) -> None:
+    def __init__(self, home: Home, name: str, *arguments: str, core: int | None, log: Path, files: int = 0) -> None:
         pin = () if core is None else ("taskset", "-c", str(core))
+        if files:
+            pin = ("prlimit", f"--nofile={files}:{files}", *pin)
         serve = (sys.executable, "-m", "lightship.cli.main", "serve", name, "--port", "0", "--auth", "none", "--json")
         with log.open("w") as stderr:
             self._process = subprocess.Popen(

@@ -8,6 +8,7 @@ Source: https://www.sqlite.org/fileformat2.html#file_change_counter
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _EVERY_S = 0.25
 _ANYWAY_S = 5.0  # also without a sign of a change, so that a registry that cannot be read any more is noticed
 _COUNTER = slice(24, 28)
+_NO_FILES = (b"",)  # this process can open none now, which says nothing of the registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class RegistryWatch:
         looked_s = 0.0
         while not self._stop.wait(self._every_s if looked_s else 0.0):
             mark, now_s = _mark(self._home.registry), time.monotonic()
-            if mark == last and now_s - looked_s < _ANYWAY_S:
+            if mark == _NO_FILES or (mark == last and now_s - looked_s < _ANYWAY_S):
                 continue
             looked_s = now_s
             seen = self._look()
@@ -101,5 +103,5 @@ def _mark(path: Path) -> tuple[bytes, ...]:
             header = file.read(_COUNTER.stop)
             stat = path.stat()
     except OSError as exc:
-        return (str(exc.errno).encode(),)
+        return _NO_FILES if exc.errno in (errno.EMFILE, errno.ENFILE) else (str(exc.errno).encode(),)
     return (f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}".encode(), header[_COUNTER])

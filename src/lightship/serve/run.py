@@ -10,6 +10,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lightship.data.home import Home
 from lightship.serve.log_lines import log_to_stderr
@@ -17,11 +18,13 @@ from lightship.serve.server import Server, ServerOptions, is_loopback
 from lightship.serve.source import read_source
 from lightship.serve.worker_process import WorkerProcess
 
-__all__ = ["run_server"]
+__all__ = ["connections_within", "run_server"]
 
 log = logging.getLogger(__name__)
 
 _FORCED_S = 0.9
+_OWN_FILES = 96  # models, registry, control plane
+_BURST = 8  # one in so many: connections that are taken before there is time to send them away
 
 
 def run_server(
@@ -44,6 +47,7 @@ def run_server(
         LightshipError: a name, a port, a graph.
     """
     _prepare_process(options)
+    options = _within_files(options)
     try:
         sources = [read_source(home, reference) for reference in dict.fromkeys(references)]
     except BaseException:
@@ -108,3 +112,26 @@ def _prepare_process(options: ServerOptions) -> None:
         log.warning("the server runs as root; give it a user of its own")
     if not is_loopback(options.host) and options.certificate is None:
         log.warning("listening on %s without TLS: nobody must reach it but what encrypts in front of it", options.host)
+
+
+def _within_files(options: ServerOptions) -> ServerOptions:
+    """Return the options with as many connections as there can be files, of which a process may have a few only.
+
+    Without a file the registry cannot be read, no worker started and no health asked for.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    room = connections_within(most)
+    if most == resource.RLIM_INFINITY or options.limits.connections <= room:
+        return options
+    log.warning(
+        "at most %d connections instead of %d, for the process may open %d files; raise its limit (ulimit -n, "
+        "LimitNOFILE=), or set --limit connections=%d",
+        *(room, options.limits.connections, most, room),
+    )
+    return replace(options, limits=replace(options.limits, connections=room))
+
+
+def connections_within(files: int) -> int:
+    """Return how many connections leave room for the server's own files."""
+    return max(1, files - files // _BURST - _OWN_FILES)

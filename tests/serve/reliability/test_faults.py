@@ -38,7 +38,6 @@ def test_clients_that_go_leave_no_trace(home, scratch, figures):
     assert missed(figures) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the control port has no file kept for it, and logs each accept that fails")
 def test_without_files_the_connected_are_served(two_versions, scratch, figures):
     """No busy loop, no flood of lines, health on the control port, and it recovers (FI-19)."""
     faults.out_of_files(two_versions, scratch, figures, graphs=GRAPHS, seconds=0.5)
