@@ -238,3 +238,49 @@ def test_a_worker_is_as_quick_after_a_reload_as_before(serve, versions, png):
     nice = {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
 
     assert nice == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
+@pytest.mark.parametrize("door", ["raw", "v2"])
+def test_a_request_whose_body_is_still_coming_is_answered_by_the_version_that_let_it_in(
+    launch, versions, connect, png, door
+):
+    """Two versions on, and without a worker kept for a rollback."""
+    server = launch(versions, "digits", "--auth", "none", "--no-keep-previous")
+    until(lambda: state(server)["models"][0]["version"] == 1)
+    if door == "raw":
+        target, body = "/predict/digits", png
+    else:
+        values = ",".join(["0"] * 784)
+        target = "/v2/models/digits/infer"
+        body = f'{{"inputs":[{{"name":"image","shape":[1,1,28,28],"datatype":"FP32","data":[{values}]}}]}}'.encode()
+    sock = connect(server.address)
+    kind = "image/png" if door == "raw" else "application/json"
+    head = f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock.sendall(head.encode() + body[:20])
+    time.sleep(0.3)
+
+    for version in (2, 1, 2):
+        promote(versions, version)
+        until(lambda wanted=version: [one["version"] for one in state(server)["references"]] == [wanted])
+    sock.sendall(body[20:])
+    answer = sock.recv(65_536).decode()
+    server.process.terminate()
+
+    assert answer.startswith("HTTP/1.1 200"), answer
+    assert ('"version":1' in answer) if door == "raw" else ('"model_version":"1"' in answer)
+    assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_a_rollback_to_a_warm_worker_asks_again_who_is_trusted(serve, versions):
+    """A signer that is trusted no longer does not come back because its worker is still there."""
+    server = serve()
+    promote(versions, 2)
+    until(lambda: [one["version"] for one in state(server)["references"]] == [2])
+    until(lambda: any(one["state"] == "parked" for one in state(server)["models"]))
+    for path in versions.trust.iterdir():
+        path.unlink()
+
+    rollback(versions)
+
+    until(lambda: state(server)["references"][0]["failure"] is not None)
+    assert state(server)["references"][0]["version"] == 2

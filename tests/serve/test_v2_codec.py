@@ -641,6 +641,17 @@ def test_what_was_read_before_changes_nothing_in_binary(tail):
     assert outcome(warm, GOLDEN_JSON + tail, headers) == outcome(cold, GOLDEN_JSON + tail, headers)
 
 
+@pytest.mark.parametrize("junk", [b"JUNK", b"\0" * 16])
+def test_what_follows_a_known_text_is_seen(junk):
+    """A text whose numbers are in it has no binary part, whether it is known or not."""
+    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    headers = {"inference-header-content-length": str(len(FLAT))}
+    outcome(warm, FLAT, {})
+
+    assert outcome(warm, FLAT + junk, headers) == outcome(V2Codec((X,), (Y,), json_bytes=1 << 20), FLAT + junk, headers)
+    assert isinstance(outcome(warm, FLAT + junk, headers)[0], type)
+
+
 def test_bytes_that_are_no_truth_values_are_refused_in_a_known_layout_too():
     """The text is known, the values are not."""
     spec = TensorSpec("x", "BOOL", ("batch", 2))

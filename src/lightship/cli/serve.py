@@ -155,6 +155,7 @@ def _say_ready(server: Server, options: ServerOptions, *, as_json: bool) -> None
         "url": f"{'http' if options.certificate is None else 'https'}://{_bracketed(server.host)}:{server.port}",
         "control_url": f"http://{_bracketed(server.control_host)}:{server.control_port}",
         "auth": "none" if options.key_file is None else "keys",
+        "structural": [f"{one.name}:{one.version}" for one in server.models if one.source.status == "structural"],
     }
     if server.grpc_port is not None:
         said["grpc_url"] = f"{_bracketed(server.host)}:{server.grpc_port}"  # as gRPC's clients take it

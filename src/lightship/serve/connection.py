@@ -124,9 +124,9 @@ class Connection(asyncio.Protocol):
         self._body_due_s = 0.0  # when a body of which nothing came is too slow
 
     @property
-    def admitted(self) -> object:
-        """What its request was let in for, if it has one that is not answered."""
-        return None if self._exchange is None else self._exchange.admitted
+    def version(self) -> object:
+        """The model version that let its request in, if it has one that is not answered."""
+        return None if self._exchange is None else self._exchange.version
 
     # The transport's side
 

@@ -32,8 +32,9 @@ class Exchange(msgspec.Struct, eq=False, weakref=False):
         params: what stood at the named places of the route's pattern.
         body: complete when the route's ``handle`` is called, empty in ``admit``.
         contract, model: bounded words for logs and metrics; the route's handler fills in the model.
-        admitted: what the route's ``admit`` found, for its ``handle``. A model that is replaced while a body comes in
-            is still the one that let the request in.
+        admitted: what the route's ``admit`` found, for its ``handle``.
+        version: the model version that let the request in, if one did. It answers, also when it is replaced while the
+            body comes in.
         on_gone: called if the client goes before there is an answer.
     """
 
@@ -48,6 +49,7 @@ class Exchange(msgspec.Struct, eq=False, weakref=False):
     contract: str = ""
     model: str = ""
     admitted: Any = None
+    version: object = None
     gone: bool = False
     on_gone: Callable[[], None] | None = None
 

@@ -112,8 +112,7 @@ class Front:
 
     def lets_in(self, model: object) -> bool:
         """Return whether a request that was let in for a model has no answer yet. Asked seldom."""
-        admitted = (one.admitted for one in self.connections)
-        return any(one is not None and getattr(one, "model", one) is model for one in admitted)
+        return any(one.version is model for one in self.connections)
 
     def abort(self) -> None:
         """Close every connection at once."""

@@ -31,6 +31,7 @@ class Limits:
         json_bytes: JSON of one request; the parser needs some 13 times as much memory. Binary tensors are not counted.
             An answer in JSON has at most a value for 16 of them.
         inflation: how many times its size a compressed body may grow, beyond the first MiB.
+        answer_bytes: tensors of one answer; where the graph says their size, a request is refused before it runs.
         chunks: chunks of one chunked body.
         connections: open connections. One more takes the place of the one that has been slowest to say what it wants,
             if that has had its chance; else it is answered 503 and closed.
@@ -47,6 +48,7 @@ class Limits:
     body_bytes: int = 64 * _MIB
     json_bytes: int = 16 * _MIB
     bodies_bytes: int = 512 * _MIB
+    answer_bytes: int = 64 * _MIB
     inflation: int = 100
     chunks: int = 65_536
     connections: int = 2_048

@@ -17,13 +17,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from lightship.engine.machine import usable_cores
-from lightship.errors import DeadlineExceeded, InvalidTensor, LightshipError, Overloaded, Unavailable, WorkerFailed
+from lightship.errors import (
+    DeadlineExceeded,
+    InvalidTensor,
+    LightshipError,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+    WorkerFailed,
+)
 from lightship.serve.batcher import BatchBounds, Batcher
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import ModelFigures
 from lightship.serve.quarantine import Quarantine
 from lightship.serve.source import ModelSource
 from lightship.serve.supervisor import State, Supervisor
+from lightship.serve.tensors import ITEM_BYTES
 from lightship.serve.wire import Done, Measured, Message, Stop, Tune
 from lightship.serve.work import (
     Answer,
@@ -85,6 +94,8 @@ class ServedModel:
         self.task = load_task(task.name, task.codec_version, task.config)
         self.figures = ModelFigures()
         self._limits = limits
+        self._answer_row_bytes = _row_bytes(source) or 0
+        self._sized = _row_bytes(source) is not None  # else an answer is looked at when it is there
         self._clocks = clocks
         self._delivered = delivered
         self._life = Supervisor(
@@ -314,11 +325,20 @@ class ServedModel:
         limit = self._limits.rows_per_request
         if not 1 <= work.rows <= limit:
             raise InvalidTensor(f"A request must have 1 to {limit} rows (limit `rows_per_request`). Got {work.rows}.")
+        if not work.raws:
+            self._refuse_long_answer(work.rows * self._answer_row_bytes)
         if self._worker is None and self._life.state is State.CLOSED:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
         work.model = self
         work.submitted_s = now = self._loop.time()
         self._queue_next(work, now, admitted=False)
+
+    def _refuse_long_answer(self, size: int) -> None:
+        if size > (most := self._limits.answer_bytes):
+            raise TooLarge(
+                f"An answer has at most {most} bytes of tensors (limit `answer_bytes`). This one would have {size}. "
+                "Send fewer rows a request."
+            )
 
     def forget(self, work: Work) -> None:
         """Take a cancelled request out of the queue."""
@@ -414,11 +434,20 @@ class ServedModel:
         for item, answer in zip(items, answers, strict=True):
             work = item.work
             work.item = None
-            if item.rows == work.rows:
+            if not self._sized and (too_long := self._too_long(work, answer)) is not None:
+                work.finish(None, too_long)
+            elif item.rows == work.rows:
                 work.finish(answer, None)
             elif not work.over:
                 self._part_done(work, answer)
         self._delivered()
+
+    def _too_long(self, work: Work, answer: Answer) -> TooLarge | None:
+        try:
+            self._refuse_long_answer(sum(len(one.data) for part in (*work.parts, answer) for one in part.outputs))
+        except TooLarge as exc:
+            return exc
+        return None
 
     def _part_done(self, work: Work, answer: Answer) -> None:
         if work.taken < work.rows:
@@ -477,3 +506,15 @@ class ServedModel:
     def _works(self) -> list[Work]:
         running = [item.work for batch in self._running.values() for item in batch.items]
         return running + [item.work for item in self._batcher.expire(math.inf)]
+
+
+def _row_bytes(source: ModelSource) -> int | None:
+    """Return what a row of all outputs takes, or the whole of them without rows; None if the graph does not say."""
+    skip = 1 if source.batch_rows else 0
+    total = 0
+    for spec in source.interface.outputs:
+        dims = spec.shape[skip:]
+        if spec.dtype not in ITEM_BYTES or any(not isinstance(dim, int) for dim in dims):
+            return None
+        total += math.prod(dim for dim in dims if isinstance(dim, int)) * ITEM_BYTES[spec.dtype]
+    return total

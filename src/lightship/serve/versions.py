@@ -236,17 +236,13 @@ class Versions:
             return leaving.model
         parked = self.parked.get(resolved.name)
         if parked is not None and _key_of(parked) == key and parked.ready:
+            await self._source(resolved)  # its worker is warm, but who is trusted may have changed
             self.parked = {name: model for name, model in self.parked.items() if name != resolved.name}
             return parked
         return await self._load(resolved)
 
     async def _load(self, resolved: Resolved) -> ServedModel:
-        if self._home is None:
-            raise LightshipError("Without a home no other version can be read.")
-        source = await asyncio.to_thread(read_source, self._home, f"{resolved.name}:{resolved.version}")
-        if source.bundle != resolved.bundle:
-            raise BundleRefused(f"The registry changed while {resolved.name}:{resolved.version} was read.")
-        model = self._make(source)
+        model = self._make(await self._source(resolved))
         try:
             await model.start(background=True)
         except BaseException:
@@ -254,6 +250,15 @@ class Versions:
             raise
         self._on_loaded(model)
         return model
+
+    async def _source(self, resolved: Resolved) -> ModelSource:
+        """Read a version and verify it anew."""
+        if self._home is None:
+            raise LightshipError("Without a home no other version can be read.")
+        source = await asyncio.to_thread(read_source, self._home, f"{resolved.name}:{resolved.version}")
+        if source.bundle != resolved.bundle:
+            raise BundleRefused(f"The registry changed while {resolved.name}:{resolved.version} was read.")
+        return source
 
     def _switch(self, slot: Slot, model: ServedModel) -> None:
         old, slot.model = slot.model, model

@@ -47,7 +47,7 @@ class RawDoor:
         return model
 
     def _admit(self, exchange: Exchange) -> None:
-        exchange.admitted = model = self._model(exchange)
+        exchange.version = exchange.admitted = model = self._model(exchange)
         media = exchange.head.headers.get("content-type", _ANY_MEDIA).partition(";")[0].strip().lower()
         if media != _ANY_MEDIA and media not in model.task.media_types:
             allowed = ", ".join((*model.task.media_types, _ANY_MEDIA))

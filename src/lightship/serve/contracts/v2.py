@@ -91,7 +91,7 @@ class V2:
         if self._models is not self._catalog.models:
             self._models, self._doors = self._catalog.models, {}
         exchange.admitted = view, _ = self._doors.get(exchange.head.path) or self._new_door(exchange)
-        model = view.model
+        exchange.version = model = view.model
         exchange.model = model.name
         model.admit(exchange.head.body_bytes or 0)
 

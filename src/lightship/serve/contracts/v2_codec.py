@@ -222,8 +222,9 @@ class V2Codec:
                 f"The JSON of a request has at most {self._json_bytes} bytes (limit `json_bytes`). Got {len(text)}. "
                 "Send the tensors in binary form."
             )
-        if self._frame is not None and (request := self._read_framed(self._frame, text)) is not None:
-            return request
+        framed = None if tail or self._frame is None else self._read_framed(self._frame, text)
+        if framed is not None:
+            return framed
         reader = _Reader(text, tail)
         request = reader.read(self._parse(text), self._inputs, self._outputs)
         self._remember(reader, text, tail, request)

@@ -108,6 +108,11 @@ class GrpcCodec:
         message = self._response(model_name=response.model, model_version=response.version, id=response.id or "")
         tensors = [outputs[wanted.name] for wanted in response.wanted]
         raw = any(wanted.binary for wanted in response.wanted) or any(one.dtype not in _CONTENTS for one in tensors)
+        if not raw and (values := sum(math.prod(one.shape) for one in tensors)) > (most := self._described_bytes // 4):
+            raise InvalidTensor(
+                f"The answer has {values} values; typed contents take at most {most} (a sixteenth of the limit "
+                "`json_bytes`). Send a raw request, and the answer is raw."
+            )
         for tensor in tensors:
             entry = message.outputs.add(name=tensor.name, datatype=tensor.dtype, shape=tensor.shape)
             if raw:
