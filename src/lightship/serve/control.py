@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 _READ = frozenset({Role.READ})
 _START_S = 10.0
 _COMPLAINT_S = 10.0
+_BACKLOG = 1_024
+_TAKEN_AT_ONCE = 8  # what asyncio calls backlog too: each has a file, and goes through the loop before it can be closed
 
 
 class Watched(Protocol):
@@ -184,12 +186,13 @@ class ControlPlane:
     def _run(self) -> None:
         import uvicorn
 
-        from lightship.serve.control_http import MOST_CONNECTIONS, ControlConnection
+        from lightship.serve.control_http import ControlConnection
 
         class _Uvicorn(uvicorn.Server):
             async def startup(inner, sockets: list[socket.socket] | None = None) -> None:  # noqa: N805
                 asyncio.get_running_loop().set_exception_handler(_Complaints())
                 await super().startup(sockets)
+                self._sock.listen(_BACKLOG)
                 self._started.set()
 
         config = uvicorn.Config(
@@ -201,7 +204,7 @@ class ControlPlane:
             lifespan="off",
             ws="none",
             server_header=False,
-            backlog=MOST_CONNECTIONS,  # so many are taken at once, before the first of them is read or sent away
+            backlog=_TAKEN_AT_ONCE,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=1,
         )

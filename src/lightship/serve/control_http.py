@@ -12,9 +12,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["MOST_CONNECTIONS", "ControlConnection"]
+__all__ = ["ControlConnection"]
 
-MOST_CONNECTIONS = 64
+_MOST_CONNECTIONS = 32
 _HEAD_S = 5.0
 _HEAD_BYTES = 32 * 1024
 
@@ -78,7 +78,7 @@ class ControlConnection(HttpToolsProtocol):
     def _make_room(self) -> None:
         others = (one for one in self.connections if isinstance(one, ControlConnection))
         silent = [(one.silent_since_s, id(one), one) for one in others if one.silent_since_s is not None]
-        if silent and len(self.connections) > MOST_CONNECTIONS:
+        if silent and len(self.connections) > _MOST_CONNECTIONS:
             min(silent)[-1]._give_up()
 
     def _give_up(self) -> None:

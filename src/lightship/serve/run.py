@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _FORCED_S = 0.9
 _OWN_FILES = 96  # models, registry, control plane
-_BURST = 8  # one in so many: connections that are taken before there is time to send them away
+_BURST = 8  # one in so many: for connections that are taken before others have been sent away
 
 
 def run_server(
@@ -129,7 +129,8 @@ def _within_files(options: ServerOptions) -> ServerOptions:
         "LimitNOFILE=), or set --limit connections=%d",
         *(room, options.limits.connections, most, room),
     )
-    return replace(options, limits=replace(options.limits, connections=room))
+    backlog = min(options.backlog, max(1, most // _BURST // 2))
+    return replace(options, limits=replace(options.limits, connections=room), backlog=backlog)
 
 
 def connections_within(files: int) -> int:

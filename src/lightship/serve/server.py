@@ -71,6 +71,7 @@ class ServerOptions:
         tune: find the best batch of each model when nobody asks for anything, and keep it in the home.
         retune: measure also what was measured before.
         log_requests: write one line for every request, not only for those that failed inside the server.
+        backlog: connections that wait to be taken; all that wait are taken at once, each with a file.
     """
 
     host: str = "127.0.0.1"
@@ -90,6 +91,7 @@ class ServerOptions:
     tune: bool = True
     retune: bool = False
     log_requests: bool = False
+    backlog: int = _BACKLOG
     depth: int | None = None
 
     def __post_init__(self) -> None:
@@ -177,7 +179,8 @@ class Server:
             self._dispatcher(access), limits=self.options.limits, clocks=self.options.clocks, served=self._served
         )
         # The ports first: a port that is taken should be known before models are loaded.
-        data, control = _listen(self.host, self.port), _listen(self.control_host, self.control_port)
+        data = _listen(self.host, self.port, self.options.backlog)
+        control = _listen(self.control_host, self.control_port, _BACKLOG)
         self.port, self.control_port = data.getsockname()[1], control.getsockname()[1]
         self._prepare_tls()
         self._grpc = self._listen_grpc()
@@ -206,7 +209,9 @@ class Server:
             for model in self.models:
                 self._tune(model)
         self._socket = data
-        self._listener = await loop.create_server(self.front.connection, sock=data, backlog=_BACKLOG, **self._tls)
+        self._listener = await loop.create_server(
+            self.front.connection, sock=data, backlog=self.options.backlog, **self._tls
+        )
         if self._grpc is not None:
             self._grpc.start()
         return self
@@ -397,13 +402,13 @@ def _live(exchange: Exchange) -> None:
     exchange.answer(Response(200, (b'{"live":true}',)))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # said, so that asyncio sets TCP_NODELAY
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        sock.listen(_BACKLOG)
+        sock.listen(backlog)
         sock.setblocking(False)
     except OSError as exc:
         sock.close()
