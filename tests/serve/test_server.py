@@ -276,3 +276,15 @@ def test_the_log_has_lines_of_json_without_payloads_or_paths(server):
 
     assert any("golden inputs right" in line["event"] for line in lines)
     assert not any("Traceback" in json.dumps(line) for line in lines)
+
+
+def test_answers_are_bounded_before_they_are_made(home, launch):
+    """Two rows of ten numbers are 80 bytes, three are 120."""
+    server = launch(home, "digits", "--auth", "none", "--limit", "answer_bytes=100")
+
+    def ask(rows: int) -> httpx.Response:
+        image = {"name": "image", "shape": [rows, 1, 28, 28], "datatype": "FP32", "data": [0.0] * 784 * rows}
+        return httpx.post(f"{server.url}/v2/models/digits/infer", json={"inputs": [image]})
+
+    assert ask(2).status_code == 200
+    assert (ask(3).status_code, "limit `answer_bytes`" in ask(3).text) == (413, True)
