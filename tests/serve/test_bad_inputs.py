@@ -20,19 +20,12 @@ from bad_inputs import CASES, MODELS, Attack, Case, home_of_models  # noqa: E402
 from fuzz import fuzz_control_plane  # noqa: E402
 from rig import Rig, until  # noqa: E402
 
-UNFIXED = {
-    "PNG of 7,000 x 7,000, all there": "six kilobytes of PNG cost hundreds of MiB",
-}
-
 
 def cases() -> Iterator[object]:
-    """Yield what is not held elsewhere; what is wrong today as such."""
+    """Yield what is not held elsewhere."""
     for case in CASES:
-        reason = UNFIXED.get(case.name)
-        if reason is None and case.held:
-            continue
-        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        yield pytest.param(case, id=f"{case.ident} {case.name}", marks=marks)
+        if not case.held:
+            yield pytest.param(case, id=f"{case.ident} {case.name}")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
+import threading
 import zlib
 
 import numpy as np
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lightship.errors import InvalidInput, InvalidMedia, InvalidTensor, TooLarge
-from lightship.tasks.image_pixels import MAX_PIXELS, canonical_pixels, png_bytes, resize
+from lightship.tasks.image_pixels import MAX_PIXELS, _Room, canonical_pixels, png_bytes, resize, sized_pixels
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -254,3 +257,98 @@ def test_broken_files_give_pixels_or_our_error(kind, places):
         return
     assert found.dtype == np.uint8
     assert found.shape[2] == 3
+
+
+def large(kind: str) -> bytes:
+    """Return a file of 1.3 megapixels and some, of noise, that is stored in that way."""
+    rng = np.random.default_rng(5)
+    values = rng.integers(0, 256, (1_201, 1_103, 4), dtype=np.uint8)
+    rgb, grey, alpha = Image.fromarray(values[:, :, :3]), Image.fromarray(values[:, :, 0]), Image.fromarray(values)
+    palette = grey.convert("P")
+    palette.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tolist())
+    turned = Image.Exif()
+    if kind.startswith("turned"):
+        turned[0x0112] = int(kind[-1])
+    return {
+        "1": lambda: file_of(Image.fromarray(values[:, :, 0] > 127)),
+        "L": lambda: file_of(grey),
+        "L with a key": lambda: file_of(grey, transparency=90),
+        "LA": lambda: file_of(alpha.convert("LA")),
+        "P": lambda: file_of(palette),
+        "P with a key": lambda: file_of(palette, transparency=3),
+        "P with alphas": lambda: file_of(palette, transparency=bytes(range(256))),
+        "RGB": lambda: file_of(rgb),
+        "RGB with a key": lambda: file_of(rgb, transparency=tuple(values[3, 3, :3].tolist())),
+        "RGBA": lambda: file_of(alpha),
+        "16 bits": lambda: file_of(Image.fromarray(values[:, :, :2].copy().view(np.uint16)[:, :, 0])),
+        "CMYK": lambda: file_of(rgb.convert("CMYK"), "JPEG"),
+        "JPEG": lambda: file_of(rgb, "JPEG", progressive=True),
+        "WebP": lambda: file_of(alpha, "WEBP", lossless=True),
+    }.get(kind, lambda: file_of(palette if "P" in kind else rgb, exif=turned))()
+
+
+KINDS = ("1", "L", "L with a key", "LA", "P", "P with a key", "P with alphas", "RGB", "RGB with a key", "RGBA",
+         "16 bits", "CMYK", "JPEG", "WebP", *(f"turned {n}" for n in range(2, 9)), "turned P 6")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_file_in_strips_is_the_same_to_the_bit(kind):
+    """However it is stored, and to any size: narrower, wider, one side kept, both kept."""
+    data = large(kind)
+
+    for channels in (1, 3):
+        whole = canonical_pixels(data, channels=channels)
+        for height, width in ((28, 28), (224, 160), (1_500, 33), (whole.shape[0], 40), (40, whole.shape[1]), (1, 1),
+                              whole.shape[:2]):  # fmt: skip
+            found = sized_pixels(data, channels=channels, height=height, width=width)
+            assert np.array_equal(found, resize(whole, height=height, width=width)), (channels, height, width)
+
+
+_BOMBS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from lightship.tasks.image_pixels import sized_pixels
+data = sys.stdin.buffer.read()
+def shrunk(data):
+    return sized_pixels(data, channels=1, height=28, width=28)
+def memory(field):
+    return int(Path("/proc/self/status").read_text().partition(field + ":")[2].split()[0]) >> 10
+shrunk(data)  # what is loaded stays
+before = memory("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(shrunk, [data] * 8))
+print(memory("VmHWM") - before, memory("VmRSS") - before)
+"""
+
+
+def test_many_bombs_at_once_take_the_memory_of_one_and_give_it_back():
+    """Each is 6 KB and 49 megapixels, a byte a pixel; there are never two in memory, and none afterwards."""
+    data = png(7_000, 7_000, bits=1, color=0, rows=bytes(876 * 7_000))
+
+    done = subprocess.run([sys.executable, "-c", _BOMBS], input=data, capture_output=True, check=True)
+
+    peak, kept = map(int, done.stdout.split())
+    assert peak < 80  # two would be 94
+    assert kept < 16
+
+
+def test_room_is_held_and_who_asks_first_is_first():
+    """A small one that comes later does not overtake a large one that waits; one above all there is has it alone."""
+    room, order, threads = _Room(10), [], []
+
+    def take(size):
+        with room.taken(size):
+            order.append(size)
+
+    with room.taken(6):
+        for size in (99, 1):
+            threads.append(threading.Thread(target=take, args=(size,)))
+            threads[-1].start()
+            threads[-1].join(0.1)
+        assert order == []
+    for thread in threads:
+        thread.join(5)
+
+    assert order == [99, 1]

@@ -224,7 +224,8 @@ class Worker:
         try:
             return self._task.encode(raw)
         except LightshipError as exc:
-            return exc
+            exc.__cause__ = exc.__context__ = None  # its frames would hold half-decoded images until the batch is sent
+            return exc.with_traceback(None)
         except MemoryError:
             return OutOfMemory("To decode the input needs more memory than the worker has. Send a smaller one.")
         except Exception as exc:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from lightship.errors import InvalidInput, InvalidTensor
-from lightship.tasks.image_pixels import canonical_pixels, png_bytes, resize
+from lightship.tasks.image_pixels import canonical_pixels, png_bytes, sized_pixels
 from lightship.tasks.task import Raw, Tensors
 from lightship.types import Json, TensorSpec
 
@@ -136,7 +136,7 @@ class ImageClassification:
             InvalidTensor: the array is not uint8 (h, w), (h, w, 1) or (h, w, 3).
             TooLarge: the image has too many pixels.
         """
-        pixels = resize(self.decode_pixels(raw), height=self.height, width=self.width)
+        pixels = sized_pixels(raw, channels=self.channels, height=self.height, width=self.width)
         mean, std = (np.array([float(text) for text in texts], dtype=np.float32) for texts in (self.mean, self.std))
         scaled = (pixels.astype(np.float32) / np.float32(PIXEL_MAX) - mean) / std
         return {"image": np.ascontiguousarray(scaled.transpose(2, 0, 1))}

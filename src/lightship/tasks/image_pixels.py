@@ -12,8 +12,11 @@ The rules, which are part of a task's codec (a change here is a new codec versio
 
 from __future__ import annotations
 
+import ctypes
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition, Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,9 +27,13 @@ from lightship.tasks.image_header import ImageHeader, read_header
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "canonical_pixels", "png_bytes", "resize"]
+__all__ = ["MAX_PIXELS", "canonical_pixels", "png_bytes", "resize", "sized_pixels"]
 
 MAX_PIXELS = 50_000_000
+
+_LARGE = 1 << 20  # pixels; a smaller image is decoded as a whole, and beside any number of others
+_AT_ONCE = 64_000_000  # pixels of large images that are decoded at one time in a process; one pixel is up to 4 bytes
+_GIVE_BACK = 1 << 24  # pixels of an image whose memory is worth to be given back
 
 
 def canonical_pixels(raw: object, *, channels: int) -> np.ndarray:
@@ -48,7 +55,7 @@ def canonical_pixels(raw: object, *, channels: int) -> np.ndarray:
     if isinstance(raw, np.ndarray):
         return _from_array(raw, channels)
     if isinstance(raw, bytes | bytearray | memoryview):
-        return _to_pixels(_decode(bytes(raw)), channels)
+        return _to_pixels(_decoded(_checked_header(bytes(raw))), channels)
     raise InvalidTensor(f"An image must be the bytes of a file or a numpy array. Got {type(raw).__name__}.")
 
 
@@ -60,6 +67,29 @@ def resize(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
     image = _to_image(pixels).resize((width, height), Image.Resampling.BILINEAR)
     return _to_pixels(image, pixels.shape[2])
+
+
+def sized_pixels(raw: object, *, channels: int, height: int, width: int) -> np.ndarray:
+    """Return ``resize(canonical_pixels(raw, ...), ...)``, to the bit, with as little memory as that takes.
+
+    Six kilobytes of PNG may be fifty megapixels. Of a large file there is only what its decoder makes; what comes after
+    works on some rows at a time. Few large ones are decoded at once, the others wait.
+
+    Raises:
+        InvalidMedia, UnsupportedMedia, InvalidTensor, TooLarge: as ``canonical_pixels``.
+    """
+    if not isinstance(raw, bytes | bytearray | memoryview):
+        return resize(canonical_pixels(raw, channels=channels), height=height, width=width)
+    header = _checked_header(bytes(raw))
+    count = header.width * header.height
+    if count < _LARGE:
+        return resize(_to_pixels(_decoded(header), channels), height=height, width=width)
+    with _ROOM.taken(count):
+        try:
+            return _shrunk(header, channels, height, width)
+        finally:
+            if count >= _GIVE_BACK:
+                _give_back()
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
@@ -94,16 +124,44 @@ def _from_array(array: np.ndarray, channels: int) -> np.ndarray:
     return _to_pixels(_to_image(pixels), channels)
 
 
-def _decode(data: bytes) -> Image.Image:
-    """Decode a file with the one decoder of its kind."""
-    from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.PngImagePlugin import PngImageFile
-    from PIL.WebPImagePlugin import WebPImageFile
-
+def _checked_header(data: bytes) -> ImageHeader:
     header = read_header(data)
     _check_size(header.height, header.width)
     if header.frames != 1:
         raise InvalidMedia("The image is an animation; one frame is allowed. Send a still image.")
+    return header
+
+
+def _decoded(header: ImageHeader) -> Image.Image:
+    return _upright(_opaque(_stored(header), header), header.orientation)
+
+
+def _shrunk(header: ImageHeader, channels: int, height: int, width: int) -> np.ndarray:
+    """Return the pixels of another size; all that is done for each row alone is done in strips.
+
+    Pillow resizes rows first and then columns, and rounds to 8 bits in between, so rows may be resized in strips.
+    """
+    from PIL import Image
+
+    image = _upright(_stored(header), header.orientation)  # before it is opaque: both only move or map single pixels
+    if image.size == (width, height):
+        return _to_pixels(_opaque(image, header), channels)
+    narrow = Image.new("L" if channels == 1 else "RGB", (width, image.height))
+    rows = max(1, _LARGE // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip = _of_mode(_opaque(strip, header), narrow.mode)
+        narrow.paste(strip.resize((width, strip.height), Image.Resampling.BILINEAR), (0, top))
+    del image
+    return _to_pixels(narrow.resize((width, height), Image.Resampling.BILINEAR), channels)
+
+
+def _stored(header: ImageHeader) -> Image.Image:
+    """Decode a file with the one decoder of its kind; nothing is converted yet."""
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
     # The classes themselves, not Image.open: that consults every plugin that anybody registered, and warns about
     # sizes that were judged above.
     decoders: dict[str, Callable[[io.BytesIO], Image.Image]] = {
@@ -120,7 +178,7 @@ def _decode(data: bytes) -> Image.Image:
             raise InvalidMedia("The PNG has palette indices and no palette. Send an intact file.")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as exc:  # what Pillow's decoders raise
         raise InvalidMedia(f"The {header.kind} cannot be decoded: {exc}. Send an intact file.") from exc
-    return _upright(_opaque(image, header), header.orientation)
+    return image
 
 
 def _opaque(image: Image.Image, header: ImageHeader) -> Image.Image:
@@ -134,9 +192,11 @@ def _opaque(image: Image.Image, header: ImageHeader) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    if image.mode in {"1", "L", "LA"}:
-        return image.convert("L")
-    return image.convert("RGB")
+    return _of_mode(image, "L" if image.mode in {"1", "L", "LA"} else "RGB")
+
+
+def _of_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # Pillow would copy an image that has the mode
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -161,6 +221,38 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 
 
 def _to_pixels(image: Image.Image, channels: int) -> np.ndarray:
-    converted = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.array(converted, dtype=np.uint8)
+    pixels = np.array(_of_mode(image, "L" if channels == 1 else "RGB"), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+class _Room:
+    """Room for so many pixels at once. Whoever asks first gets it first; who asks for more than all gets all."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._turn = Lock()
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, wanted: int) -> Iterator[None]:
+        """Wait until there is room, and hold it."""
+        wanted = min(wanted, self._size)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += wanted
+                self._changed.notify()
+
+
+_ROOM = _Room(_AT_ONCE)
+
+
+def _give_back() -> None:
+    """Return free memory to the machine: of pieces as large as Pillow's, the C library keeps what it once had."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others give it back by themselves
+    if trim is not None:
+        trim(0)
