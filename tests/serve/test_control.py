@@ -83,8 +83,8 @@ def take_answer(sock: socket.socket) -> None:
 
 def test_half_heads_do_not_hide_the_health(server, connect, control_address):
     """Far more of them than there are places, of all kinds: silent, half a head, kept after an answer."""
-    kept = [connect(control_address) for _ in range(40)]
-    for sock in kept:
+    for _ in range(40):
+        sock = connect(control_address)
         take_answer(sock)
         sock.sendall(b"GET /li")
     for index in range(120):
