@@ -108,3 +108,26 @@ def test_no_descriptor_stays_open(root):
                 folder.read("a/c", max_bytes=10)
 
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["file link", "hard link", "pipe", "missing", "folder link", "deep"])
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\u202eb"], ids=["escape", "direction"])
+def test_a_name_that_a_terminal_would_obey_is_escaped(root, kind, name, monkeypatch):
+    """Whoever made the folder must not write on the screen of who verifies it."""
+    if kind == "file link":
+        (root / name).symlink_to(root / "a" / "b")
+    elif kind == "hard link":
+        (root / name).hardlink_to(root.parent / "secret")
+    elif kind == "pipe":
+        os.mkfifo(root / name)
+    elif kind == "deep":
+        monkeypatch.setattr(folder_module, "MAX_PARTS", 1)
+        (root / name).mkdir()
+    elif kind != "missing":
+        (root / name).symlink_to(root / "a")
+
+    by_path = kind in ("missing", "folder link")
+    with Folder(root) as folder, pytest.raises(BundleRefused) as caught:
+        folder.read(f"{name}/b", max_bytes=10) if by_path else folder.files()
+    assert str(caught.value).isprintable()
+    assert ascii(name)[1:-1] in str(caught.value)

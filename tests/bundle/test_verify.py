@@ -472,3 +472,15 @@ def test_a_required_check_without_evidence_is_refused(own):
 
     with pytest.raises(BundleRefused, match="requires 'accuracy', but the evidence for that says nothing"):
         verify_folder(own.export("folder", digest), trust=own.trust)
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "file"])
+def test_an_extra_name_that_a_terminal_would_obey_is_escaped(shipped, folder, kind):
+    """An escape sequence in a name, or letters that change direction, reach no screen."""
+    for name in ("a\x1b[2Jb", "a\u202eb"):
+        place = folder / name
+        place.mkdir() if kind == "empty folder" else place.write_text("x")
+        with pytest.raises(BundleRefused) as caught:
+            verify_folder(folder, trust=shipped.trust)
+        assert str(caught.value).isprintable()
+        place.rmdir() if kind == "empty folder" else place.unlink()

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from lightship.bundle.paths import MAX_PARTS
 from lightship.errors import BundleRefused, NotFound
 
-__all__ = ["MAX_ENTRIES", "Folder", "open_regular"]
+__all__ = ["MAX_ENTRIES", "Folder", "open_regular", "shown"]
 
 MAX_ENTRIES = 50_000
 """Files and folders in one exported bundle, together; a real one has far fewer."""
@@ -39,6 +39,11 @@ def open_regular(path: str | Path, *, folder: int | None = None) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def shown(path: str) -> str:
+    """Return a path for a message; one that a terminal would obey (an escape, a change of direction) is escaped."""
+    return path if path.isprintable() else ascii(path)
 
 
 class Folder:
@@ -75,7 +80,7 @@ class Folder:
             self._check_file(path, os.fstat(file.fileno()), max_bytes=max_bytes)
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise BundleRefused(f"{path} in {self.root} grew while it was read.")
+            raise BundleRefused(f"{shown(path)} in {self.root} grew while it was read.")
         return data
 
     def digest(self, path: str, *, max_bytes: int) -> tuple[int, str]:
@@ -105,7 +110,7 @@ class Folder:
 
     def _walk(self, descriptor: int, prefix: str, *, depth: int, found: list[str], count: int) -> int:
         if depth > MAX_PARTS:
-            raise BundleRefused(f"{prefix} in {self.root} is deeper than {MAX_PARTS} folders.")
+            raise BundleRefused(f"{shown(prefix)} in {self.root} is deeper than {MAX_PARTS} folders.")
         empty = True
         with os.scandir(descriptor) as entries:
             for entry in entries:
@@ -136,7 +141,7 @@ class Folder:
         """Open a file part by part. Callers give checked paths; ``..`` is refused here too, as the last line."""
         *folders, name = path.split("/")
         if any(part in ("", ".", "..") for part in (*folders, name)):
-            raise BundleRefused(f"{path!r} is not a path inside {self.root}.")
+            raise BundleRefused(f"{path!a} is not a path inside {self.root}.")
         opened: list[int] = []
         try:
             for part in folders:
@@ -150,23 +155,23 @@ class Folder:
 
     def _refusal(self, path: str, error: OSError | ValueError) -> BundleRefused:
         if isinstance(error, FileNotFoundError):
-            return BundleRefused(f"{path} is missing in {self.root}.")
+            return BundleRefused(f"{shown(path)} is missing in {self.root}.")
         reason = error.strerror if isinstance(error, OSError) else str(error)
         # What the kernel says when a part of the path is a link, or no folder.
         links = " without following links" if getattr(error, "errno", None) in (errno.ELOOP, errno.ENOTDIR) else ""
-        return BundleRefused(f"{path} in {self.root} cannot be opened{links}: {reason}.")
+        return BundleRefused(f"{shown(path)} in {self.root} cannot be opened{links}: {reason}.")
 
     def _check_file(self, path: str, status: os.stat_result, *, max_bytes: int | None) -> None:
         if stat.S_ISLNK(status.st_mode):
-            raise BundleRefused(f"{path} in {self.root} is a link. A bundle holds regular files only.")
+            raise BundleRefused(f"{shown(path)} in {self.root} is a link. A bundle holds regular files only.")
         if not stat.S_ISREG(status.st_mode):
-            raise BundleRefused(f"{path} in {self.root} is not a regular file.")
+            raise BundleRefused(f"{shown(path)} in {self.root} is not a regular file.")
         if status.st_nlink != 1:
             raise BundleRefused(
-                f"{path} in {self.root} has {status.st_nlink} names (hard links): another name could change it. "
+                f"{shown(path)} in {self.root} has {status.st_nlink} names (hard links): another name could change it. "
                 "Copy the folder without links."
             )
         if max_bytes is not None and status.st_size > max_bytes:
             raise BundleRefused(
-                f"{path} in {self.root} may have at most {max_bytes:,} bytes. It has {status.st_size:,}."
+                f"{shown(path)} in {self.root} may have at most {max_bytes:,} bytes. It has {status.st_size:,}."
             )

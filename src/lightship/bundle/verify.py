@@ -14,7 +14,7 @@ from pathlib import Path
 from lightship.bundle.digest import Digest
 from lightship.bundle.document import NAME_PATTERN
 from lightship.bundle.envelope import MAX_ENVELOPE_BYTES
-from lightship.bundle.folder import Folder
+from lightship.bundle.folder import Folder, shown
 from lightship.bundle.manifest import MAX_MANIFEST_BYTES, Manifest
 from lightship.bundle.release import Release, open_release, require_passed
 from lightship.bundle.signing import Signer, TrustStore
@@ -180,10 +180,10 @@ def _check_presence(present: set[str], manifest: Manifest, release: Release, *, 
     added = sorted(present - required)
     for path in added:
         if path.endswith("/"):
-            raise BundleRefused(f"{path} in {root} is an empty folder, which no bundle has. Remove it.")
+            raise BundleRefused(f"{shown(path)} in {root} is an empty folder, which no bundle has. Remove it.")
         if not _EVIDENCE_PATH.fullmatch(path):
             raise BundleRefused(
-                f"{path!r} in {root} is no part of the bundle: neither {MANIFEST_FILE} nor {RELEASE_FILE} names it. "
+                f"{path!a} in {root} is no part of the bundle: neither {MANIFEST_FILE} nor {RELEASE_FILE} names it. "
                 "Remove it if it is yours."
             )
     return added
