@@ -322,6 +322,55 @@ async def test_an_allocation_that_fails_costs_one_request(traps):
     assert greedy_model.deaths == 0
 
 
+def far() -> bytes:
+    """Return a graph that looks for row 2^30 of a table of two on a black image."""
+    return graph(
+        [
+            *HEAD,
+            helper.make_node("ReduceMin", ["off"], ["least"], keepdims=0),
+            helper.make_node("Less", ["least", "little"], ["is_black"]),
+            helper.make_node("Where", ["is_black", "huge", "column"], ["at"]),
+            helper.make_node("Gather", ["table", "at"], ["found"]),
+            helper.make_node("Mul", ["found", "zero"], ["nothing"]),
+            helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+        ],
+        {
+            **CONSTANTS,
+            "little": np.float32(0.01),
+            "huge": np.array([1 << 30], np.int64),
+            "table": np.ones(2, np.float32),
+        },
+    )
+
+
+async def test_what_the_graph_cannot_run_is_the_clients_over_http_and_grpc(traps, release_model):
+    """400 and INVALID_ARGUMENT; memory is 503 and RESOURCE_EXHAUSTED. Neighbors in the batch are answered."""
+    grpc = pytest.importorskip("grpc")
+    messages = pytest.importorskip("lightship.serve.contracts.v2_grpc_messages")
+    release_model(traps, "far", graph=far())
+    black = np.full((1, 1, 28, 28), BLACK, np.float32)
+
+    def code_of(port: int, name: str) -> grpc.StatusCode:
+        asked = messages.message_class("ModelInferRequest")(model_name=name)
+        asked.inputs.add(name="image", datatype="FP32", shape=black.shape)
+        asked.raw_input_contents.append(black.tobytes())
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            return call.future(asked.SerializeToString()).exception(DEADLINE_S).code()
+
+    options = {"worker_memory_bytes": 512 << 20, "depth": 1, "grpc_port": 0}
+    async with serving(traps, "far", "greedy", **options) as server, client_of(server) as client:
+        answers = await asyncio.gather(*(client.post("/predict/far", content=png_of(v)) for v in (0, 9, 0, 100)))
+        codes = [await asyncio.to_thread(code_of, server.grpc_port, name) for name in ("far", "greedy")]
+        deaths = [model.deaths for model in server.models]
+
+    assert [answer.status_code for answer in answers] == [400, 200, 400, 200]
+    assert "cannot be run on this input: image (1, 1, 28, 28)" in answers[0].json()["error"]
+    assert "Gather" not in answers[0].text
+    assert codes == [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert deaths == [0, 0]
+
+
 async def test_a_worker_over_its_memory_is_replaced(traps):
     """What it holds is looked at, also when no single allocation was too large."""
     async with serving(traps, "digits", worker_memory_bytes=1 << 30) as server, client_of(server) as client:
