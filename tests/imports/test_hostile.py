@@ -231,7 +231,58 @@ def test_a_link_to_a_secret_next_to_the_model_is_not_opened(tmp_path):
         assert "SECRET" not in str(caught.value)
 
 
+def stuffed(graph: bytes) -> bytes:
+    """Return a model with more in its graph, written by hand."""
+    made = onnx.load_from_string(linear())
+    whole = made.graph.SerializeToString() + graph
+    made.ClearField("graph")
+    return made.SerializeToString() + field(7, whole)
+
+
+MANY = 12_000_000  # of two bytes each
+
+
+def stuffed_node(parts: bytes) -> bytes:
+    """Return a model with one node more, written by hand."""
+    return stuffed(field(1, field(4, b"Relu") + parts))
+
+
+def named(name: bytes) -> bytes:
+    """Return a model with a node that reads an input of that name."""
+    return stuffed(field(1, field(1, name) + field(2, b"z") + field(4, b"Relu")))
+
+
+def doubled(sparse_too: bool = False) -> bytes:
+    """Return a model in which two weights have one name."""
+    made = onnx.load_from_string(linear())
+    if sparse_too:
+        values = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+        indices = helper.make_tensor("i", TensorProto.INT64, [1], [0])
+        made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4, 2]))
+    else:
+        made.graph.initializer.append(made.graph.initializer[0])
+    return made.SerializeToString()
+
+
 HOSTILE = {
+    "value_info": (lambda: stuffed(b"\x6a\0" * MANY), Refused, "more than 500,000 entries of GraphProto.value_info"),
+    "annotations": (lambda: stuffed(b"\x72\0" * MANY), Refused, "500,000 entries of GraphProto.quant"),
+    "initializers": (lambda: stuffed(b"\x2a\0" * 2_000_000), Refused, "500,000 entries of GraphProto.initializer"),
+    "attributes": (lambda: stuffed_node(b"\x2a\0" * MANY), Refused, "500,000 entries of NodeProto.attribute"),
+    "node inputs": (lambda: stuffed_node(b"\x0a\0" * MANY), Refused, "1,000,000 entries of NodeProto.input"),
+    "unknown parts": (lambda: stuffed(b"\x1a\0" * MANY), Refused, "500,000 entries of a kind that ONNX does not know"),
+    "long tags": (lambda: stuffed(b"\x88\x80\x01\0" * (MANY // 2)), Refused, "500,000 entries of a kind"),
+    "dimensions": (
+        lambda: stuffed(field(5, b"\x08\0" * MANY + b"\x10\1" + field(8, b"q"))), Refused, "'q' .* has 12,000,000",
+    ),
+    "many kinds": (
+        lambda: stuffed(b"".join(tag * 490_000 for tag in (b"\x2a\0", b"\x5a\0", b"\x62\0", b"\x6a\0", b"\x72\0"))),
+        Refused,
+        "more than 2,000,000 parts",
+    ),
+    "two weights of one name": (doubled, Refused, "two initializers called 'w'"),
+    "a sparse weight of another's name": (lambda: doubled(True), Refused, "two initializers called 'w'"),
+    "a name that is not UTF-8": (lambda: named(b"x\xff\x1b"), Refused, r"not UTF-8: NodeProto.input b'x\\xff\\x1b'"),
     "a million nodes": (million_nodes, Refused, "more than 100,000 nodes"),
     "nodes in a branch": (hidden_nodes, Refused, "more than 100,000 nodes"),
     "Ifs 10,000 deep": (lambda: nested(10_000), InvalidInput, "nested deeper"),
@@ -297,6 +348,36 @@ def test_a_hostile_graph_is_refused_within_two_seconds(name):
         audit_onnx(data)
 
     assert time.process_time() - started < SOON_S
+
+
+def test_a_large_honest_graph_passes_the_count():
+    """90,000 nodes with names, attributes and the shapes of all that is between them."""
+    count = 90_000
+    nodes = [node("Gemm", [f"v{i}", "w"], [f"v{i + 1}"], name=f"n{i}", alpha=1.0, transB=1) for i in range(count)]
+    made = onnx.load_from_string(
+        model(nodes, [info("v0", ["N", 4])], [info(f"v{count}", ["N", 4])], {"w": np.eye(4, dtype=np.float32)})
+    )
+    made.graph.value_info.extend(info(f"v{i}", ["N", 4]) for i in range(1, count))
+
+    assert audit_onnx(made.SerializeToString()).nodes == count
+
+
+def test_a_long_attribute_is_no_excess():
+    """A forest keeps millions of numbers in one."""
+    forest = node("Relu", ["x"], ["y"], numbers=list(range(1, 3_000_000)))
+
+    assert audit_onnx(model([forest], [X], [Y])).nodes == 1
+
+
+@pytest.mark.parametrize("place", ["a\x1b[2J", "a\u202eb", "\x1b:"], ids=ascii)
+def test_a_place_that_a_terminal_would_obey_is_escaped(place, tmp_path):
+    """Whoever made the file must not write on the screen of who imports it."""
+    (tmp_path / "model.onnx").write_bytes(inside(place))
+
+    with pytest.raises(Refused) as caught:
+        read_graph(tmp_path / "model.onnx")
+    assert str(caught.value).isprintable()
+    assert ascii(place)[1:-1] in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.3, 0.7, 0.95, 0.999])

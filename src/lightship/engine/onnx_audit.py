@@ -2,7 +2,7 @@
 
 A file may name other files (external data, ``EPContext``), operators from shared libraries, and sizes that it does not
 have; it may nest or call itself until a reader runs out of stack or memory. All walks here are loops with a limit, and
-nodes are counted on the wire before the message is parsed. Import this module late: it loads onnx.
+all parts are counted on the wire before the message is parsed. Import this module late: it loads onnx.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import onnx
@@ -18,7 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from lightship.errors import InvalidInput, Refused
 
-__all__ = ["DOMAINS", "MAX_NODES", "Audited", "audit_onnx", "element_bits", "refuse_many_nodes", "top_fields"]
+__all__ = ["DOMAINS", "MAX_NODES", "Audited", "audit_onnx", "element_bits", "refuse_excess", "top_fields"]
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that ONNX Runtime itself brings; ``com.microsoft`` holds the quantized operators."""
@@ -29,8 +31,31 @@ MAX_DEPTH = 24
 """Graphs inside of graphs (If, Loop, Scan), and functions that call functions."""
 _MAX_TENSOR_BYTES = 1 << 31  # protobuf's own limit of a message
 _MAX_FUNCTIONS = 10_000
-_GRAPH_FIELD, _NODE_FIELD = 7, 1
+MAX_ENTRIES = 2_000_000
+"""Messages, texts and byte strings in a file, all together. A hundred thousand nodes with all shapes have as many."""
+_MAX_TEXTS = 1_000_000  # of one kind, as inputs of nodes
+_MAX_MESSAGES = 500_000  # of one kind; a shape of four is four messages
+_MAX_RANK = 64
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_NODE = onnx.NodeProto.DESCRIPTOR.full_name
+_SMALLER = "It is damaged or was made to exhaust its reader; export the model again."
+# A run of fields that are numbers: a tag of one or two bytes, then a varint, 4 or 8 bytes.
+_TAG = rb"(?:[%b]|[%b][\x01-\x7f])"
+_ONE, _TWO = range(8, 128), range(128, 256)
+_NUMBERS = re.compile(
+    rb"(?:"
+    + rb"|".join(
+        _TAG
+        % (
+            b"".join(b"\\x%02x" % b for b in _ONE if b & 7 == kind),
+            b"".join(b"\\x%02x" % b for b in _TWO if b & 7 == kind),
+        )
+        + value
+        for kind, value in ((_VARINT, rb"[\x80-\xff]{0,9}[\x00-\x7f]"), (_FIXED32, rb".{4}"), (_FIXED64, rb".{8}"))
+    )
+    + rb")++",
+    re.DOTALL,
+)
 _LIBRARY = re.compile(rb"\.(so|dll|dylib|pyd)(\.[0-9]+)*\Z", re.IGNORECASE)
 _INLINE = (
     "A graph must hold all of its weights; write it again with "
@@ -68,14 +93,17 @@ class Audited:
     opsets: Mapping[str, int]
 
 
-def audit_onnx(graph: bytes) -> Audited:
+def audit_onnx(graph: bytes, *, counted: bool = False) -> Audited:
     """Refuse a model that needs more than its own bytes, or that would exhaust who reads it.
+
+    ``counted`` says that ``refuse_excess`` has let these bytes through already.
 
     Raises:
         InvalidInput: the bytes are no ONNX model.
         Refused: external data, an operator that ONNX Runtime does not bring, a limit, a size that is not there.
     """
-    refuse_many_nodes(graph)
+    if not counted:
+        refuse_excess(graph)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(graph)
@@ -133,21 +161,125 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
     raise InvalidInput(f"These bytes are no ONNX model, or one that is cut short, at byte {at}.")
 
 
-def refuse_many_nodes(graph: bytes) -> None:
-    """Count the main graph's nodes on the wire: parsing a million of them costs a second and a gigabyte.
+def refuse_excess(graph: bytes) -> None:
+    """Count what the bytes hold before they are parsed: an entry of two bytes costs a parser a hundred, and us a step.
+
+    Every message is walked in place, at any depth. Numbers are passed over in runs: they are cheap to hold.
 
     Raises:
         InvalidInput: the bytes are no ONNX model.
-        Refused: more than ``MAX_NODES``.
+        Refused: too many nodes, parts of one kind, or parts at all; a name that is not UTF-8.
     """
-    nodes = 0
-    for number, start, stop in top_fields(graph):
-        if number != _GRAPH_FIELD:
+    kinds, counts, entries = _kinds(), dict[_Part, int](), 0
+    fields, end, at = kinds[onnx.ModelProto.DESCRIPTOR.full_name], len(graph), 0
+    outer: list[tuple[dict[int, _Part], int]] = []
+    while True:
+        if at == end:
+            if not outer:
+                return
+            fields, end = outer.pop()
             continue
-        for inner, _, _ in top_fields(graph, start, stop):
-            nodes += inner == _NODE_FIELD
-            if nodes > MAX_NODES:
-                raise _too_many()
+        tag = graph[at]
+        if tag < 0x80 and tag & 7 == _LENGTH:
+            at, after = _value(graph, at + 1, end)
+        elif numbers := _NUMBERS.match(graph, at, end):
+            at = numbers.end()
+            continue
+        else:
+            tag, at = _varint(graph, at, end)
+            at, after = _value(graph, at, end) if tag & 7 == _LENGTH else _odd_number(graph, at, end, tag & 7)
+        if (entries := entries + 1) > MAX_ENTRIES:
+            most = max(counts, key=counts.__getitem__)
+            raise Refused(f"The file has more than {MAX_ENTRIES:,} parts; most are of {most.name}. {_SMALLER}")
+        part = fields.get(tag >> 3, _UNKNOWN) if tag & 7 == _LENGTH else _UNKNOWN
+        counts[part] = count = counts.get(part, 0) + 1
+        if count > part.limit:
+            raise _too_many() if part.inside == _NODE else _too_many_parts(part)
+        if part.inside:
+            outer.append((fields, end))
+            fields, end = kinds[part.inside], after
+            continue
+        if part.is_text:
+            _check_text(graph[at:after], part)
+        at = after
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """A field of a message that has a length: another message, a text or bytes."""
+
+    name: str
+    inside: str
+    is_text: bool
+    limit: int
+
+
+_UNKNOWN = _Part("a kind that ONNX does not know", "", False, _MAX_MESSAGES)
+
+
+@cache
+def _kinds() -> dict[str, dict[int, _Part]]:
+    """Return the fields with a length of every message that a model can hold, by the names of the messages."""
+    found: dict[str, dict[int, _Part]] = {}
+    waiting = [onnx.ModelProto.DESCRIPTOR]
+    while waiting:
+        message = waiting.pop()
+        if message.full_name in found:
+            continue
+        fields = found[message.full_name] = {}
+        for field in message.fields:
+            inside = field.message_type
+            if inside is not None:
+                waiting.append(inside)
+                limit = MAX_NODES if inside.full_name == _NODE else _MAX_MESSAGES
+                fields[field.number] = _Part(f"{message.name}.{field.name}", inside.full_name, False, limit)
+            elif field.type in (field.TYPE_STRING, field.TYPE_BYTES):
+                is_text = field.type == field.TYPE_STRING and field.name != "doc_string"  # nobody reads that
+                fields[field.number] = _Part(f"{message.name}.{field.name}", "", is_text, _MAX_TEXTS)
+    return found
+
+
+def _value(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """Return where the value of a field with a length starts and stops."""
+    if at < end and data[at] < 0x80:
+        start, stop = at + 1, at + 1 + data[at]
+    else:
+        size, start = _varint(data, at, end)
+        stop = start + size
+    if stop > end:
+        raise InvalidInput(
+            f"These bytes are no ONNX model, or one that is cut short: a part ends at byte {stop} of {end}."
+        )
+    return start, stop
+
+
+def _odd_number(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
+    """Return where a number starts and stops behind a tag that is written longer than it must be."""
+    if kind == _VARINT:
+        return at, _varint(data, at, end)[1]
+    if kind not in (_FIXED32, _FIXED64):
+        raise InvalidInput(f"These bytes are no ONNX model: byte {at - 1} does not begin a part of one.")
+    stop = at + (4 if kind == _FIXED32 else 8)
+    if stop > end:
+        raise InvalidInput(
+            f"These bytes are no ONNX model, or one that is cut short: a part ends at byte {stop} of {end}."
+        )
+    return at, stop
+
+
+def _check_text(text: bytes, part: _Part) -> None:
+    if text.isascii():
+        return
+    try:
+        text.decode()
+    except UnicodeDecodeError as exc:
+        raise Refused(
+            f"A text of the model is not UTF-8: {part.name} {text[:80]!r}. Export the model again, with other names."
+        ) from exc
+
+
+def _too_many_parts(part: _Part) -> Refused:
+    return Refused(f"The file has more than {part.limit:,} entries of {part.name}. {_SMALLER}")
 
 
 def element_bits(data_type: int) -> int:
@@ -195,6 +327,9 @@ class _Walk:
             if depth > MAX_DEPTH:
                 raise Refused(f"The graph has graphs inside of graphs more than {MAX_DEPTH} deep.")
             if isinstance(graph, onnx.GraphProto):
+                _refuse_twice(
+                    chain(graph.initializer, (sparse.values for sparse in graph.sparse_initializer)), "initializers"
+                )
                 for tensor in graph.initializer:
                     self._check_tensor(tensor)
                 for sparse in graph.sparse_initializer:
@@ -300,16 +435,19 @@ class _Walk:
 
 
 def _sizes(dims: Any, what: str) -> list[int]:
+    if len(dims) > _MAX_RANK:
+        raise Refused(f"{what} has {len(dims):,} dimensions; {_MAX_RANK} are allowed.")
     if any(dim < 0 for dim in dims):
         raise Refused(f"{what} has the shape {list(dims)}: sizes are 0 or more.")
     return list(dims)
 
 
 def _refuse_twice(items: Any, what: str) -> None:
-    names = [item.name for item in items]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(f"The graph has two {what} called {twice[:80]!r}. Export it with a name for each.")
+    seen = set[str]()
+    for item in items:
+        if item.name in seen:
+            raise Refused(f"The graph has two {what} called {item.name[:80]!a}. Export it with a name for each.")
+        seen.add(item.name)
 
 
 def _check_operator(node: Any) -> None:

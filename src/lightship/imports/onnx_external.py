@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from lightship.bundle.folder import Folder
 from lightship.data.files import sha256_hex
-from lightship.engine.onnx_audit import element_bits, refuse_many_nodes
+from lightship.engine.onnx_audit import element_bits, refuse_excess
 from lightship.errors import BundleRefused, Refused, TooLarge
 
 __all__ = ["inlined"]
@@ -32,14 +32,15 @@ _MAX_FILES = 1_000
 def inlined(data: bytes, folder: Path) -> tuple[bytes, dict[str, str]]:
     """Return the model with the external weights of its main graph inside, and the SHA-256 of each file by its place.
 
-    A model without any, or one that cannot be parsed, comes back as it is: the audit judges it.
+    Its parts are counted before it is parsed. A model without any, or one that cannot be parsed, comes back as it is:
+    the audit judges it.
 
     Raises:
         Refused: a place outside of the folder, a link, a file with two names, a range that is not in the file, unknown
             or doubled keys, a wrong checksum.
         TooLarge: all together are more than an ONNX file can hold.
     """
-    refuse_many_nodes(data)
+    refuse_excess(data)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -73,10 +74,10 @@ def _place(tensor: Any) -> tuple[str, int, int, str | None]:
     said = {entry.key: entry.value for entry in tensor.external_data}
     location = said["location"]
     if "\\" in location or ":" in location or "\0" in location or not location:
-        raise Refused(f"{what} lies at {location[:80]!r}. A place must be a path below the folder of the model.")
+        raise Refused(f"{what} lies at {location[:80]!a}. A place must be a path below the folder of the model.")
     bits = element_bits(tensor.data_type)
-    if not bits or any(dim < 0 for dim in tensor.dims):
-        raise Refused(f"{what} has the element type {tensor.data_type} and the shape {list(tensor.dims)}.")
+    if not bits or len(tensor.dims) > 64 or any(dim < 0 for dim in tensor.dims):
+        raise Refused(f"{what} has the element type {tensor.data_type} and the shape {list(tensor.dims[:64])}.")
     needed = -(-math.prod(tensor.dims) * bits // 8)
     for key in ("offset", "length"):
         if key in said and not _NUMBER.fullmatch(said[key]):

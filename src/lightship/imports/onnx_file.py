@@ -39,7 +39,7 @@ class OnnxFile:
         from lightship.imports.onnx_external import inlined
 
         graph, files = inlined(data, folder)
-        audited = audit_onnx(graph)
+        audited = audit_onnx(graph, counted=True)  # before weights were put inside, which adds no parts
         facts: dict[str, Json] = {
             "producer": "".join(c for c in audited.producer if c.isprintable())[:200],
             "opsets": {domain[:64] or "ai.onnx": version for domain, version in sorted(audited.opsets.items())[:32]},
