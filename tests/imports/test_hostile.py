@@ -451,8 +451,10 @@ def test_bytes_of_the_engines_own_format_are_not_let_in_as_a_producers_name():
     assert try_apart(body, given=None, bounds=Bounds(), progress=Silent()).interface.proven == {"batch": (1, 32)}
 
 
-def test_a_graph_that_asks_for_all_memory_ends_its_own_process_only():
-    """4 TB of ones from twelve bytes: the trial says no, this process goes on."""
+@pytest.mark.parametrize("size", [1 << 20, 1 << 16], ids=["4 TB", "16 GB"])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_a_graph_that_asks_for_all_memory_ends_its_own_process_only(size, given):
+    """A huge tensor of ones from twelve bytes: the trial says that it is memory, this process goes on."""
     graph = model(
         [
             node("ConstantOfShape", ["huge"], ["ones"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])),
@@ -461,11 +463,12 @@ def test_a_graph_that_asks_for_all_memory_ends_its_own_process_only():
         ],
         [X],
         [Y],
-        {"huge": np.array([1 << 20, 1 << 20])},
+        {"huge": np.array([size, size])},
     )
+    rows = {"x": np.ones((2, 3), np.float32)} if given else None
 
-    with pytest.raises(LightshipError):
-        try_apart(graph, given=None, bounds=Bounds(), progress=Silent(), limit_s=60)
+    with pytest.raises(Refused, match="needs more memory than a trial may have"):
+        try_apart(graph, given=rows, bounds=Bounds(), progress=Silent(), limit_s=60)
 
 
 def endless() -> bytes:

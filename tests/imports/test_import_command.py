@@ -166,6 +166,20 @@ def test_a_bound_that_is_none_is_a_usage_error(run, write, bad):
     assert "must be DIM=SIZE" in done.output
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("bach=4", "did you mean 'batch'"),
+        ("sek=9", "did you mean 'seq'"),
+        ("hidden=9", "Free are: 'batch', 'batch_size', 'seq'."),
+    ],
+)
+def test_a_bound_of_a_dimension_that_is_not_there_is_refused(run, write, home, bad, message):
+    """A misspelled one would go unnoticed."""
+    with pytest.raises(InvalidInput, match=message):
+        run("import", write(attention()), "--name", "m1", "--upto", bad)
+
+
 def test_golden_rows_come_from_a_file(run, write, tmp_path):
     """They are the bundle's examples, and other rows are another bundle."""
     np.savez(tmp_path / "rows.npz", x=np.arange(12, dtype=np.float32).reshape(3, 4))

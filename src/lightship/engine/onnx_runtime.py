@@ -66,6 +66,7 @@ class OnnxRuntimeEngine:
 
     Raises:
         InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run.
+        OutOfMemory: an allocation failed.
         Refused: the model reaches out of its bytes or over a limit; see ``onnx_audit``.
     """
 
@@ -80,7 +81,9 @@ class OnnxRuntimeEngine:
             self._session: Any = ort.InferenceSession(
                 graph, sess_options=_session_options(options), providers=["CPUExecutionProvider"]
             )
-        except _ENGINE_ERRORS as exc:
+        except _RUN_ERRORS as exc:
+            if _is_short_of_memory(exc):
+                raise OutOfMemory("To load the graph needs more memory than there is.") from exc
             raise InvalidInput(
                 "ONNX Runtime cannot load this graph. Check it with `onnx.checker`, and that its operators and opset "
                 f"are ones that onnxruntime {ort.__version__} knows."
@@ -144,7 +147,7 @@ class OnnxRuntimeEngine:
 def _failure(exc: Exception, inputs: Mapping[str, np.ndarray]) -> LightshipError:
     """Return what a run that failed means; what the engine says of it tells of its insides and stays the cause."""
     shapes = _shapes(inputs)
-    if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
+    if _is_short_of_memory(exc):
         return OutOfMemory(
             f"To run the graph on {shapes} needs more memory than there is. Send fewer rows or less data."
         )
@@ -152,6 +155,10 @@ def _failure(exc: Exception, inputs: Mapping[str, np.ndarray]) -> LightshipError
         f"The graph cannot be run on this input: {shapes}. Its dtypes and shapes are allowed, its values or their "
         "sizes lead to what the graph cannot compute. Send others."
     )
+
+
+def _is_short_of_memory(exc: Exception) -> bool:
+    return isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY)
 
 
 def _shapes(inputs: Mapping[str, np.ndarray]) -> str:

@@ -11,6 +11,7 @@ batch within the tolerance.
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import numpy as np
 
 from lightship.engine.difference import largest_difference
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import InvalidInput, InvalidTensor, LightshipError, Refused
+from lightship.errors import InvalidInput, InvalidTensor, LightshipError, OutOfMemory, Refused
 from lightship.imports.drawn import STYLES, draw
 from lightship.tasks.task import Tensors
 from lightship.tasks.tensors import BATCH, is_batched
@@ -125,13 +126,19 @@ def try_graph(
 
     Raises:
         InvalidInput: the graph cannot be run, or has an interface that no bundle can hold; or the rows do not fit it.
-        Refused: its answers are not the same twice.
+        Refused: its answers are not the same twice, or it needs more memory than there is.
     """
-    trial = _Trial(graph, bounds or Bounds(), threads=threads, tell=tell or _silent)
     try:
-        return trial.found(given)
-    finally:
-        trial.close()
+        trial = _Trial(graph, bounds or Bounds(), threads=threads, tell=tell or _silent)
+        try:
+            return trial.found(given)
+        finally:
+            trial.close()
+    except OutOfMemory as exc:
+        raise Refused(
+            "The graph needs more memory than a trial may have. Look in it for "
+            f"huge constants and intermediate values, or export it smaller.{_engine_says(exc)}"
+        ) from exc
 
 
 class _Trial:
@@ -152,6 +159,7 @@ class _Trial:
         self._inputs = self._interface.inputs
         self._free = list(dict.fromkeys(d for spec in self._inputs for d in spec.shape if isinstance(d, str)))
         self._first = {spec.shape[0] for spec in self._inputs if spec.shape and isinstance(spec.shape[0], str)}
+        _check_upto(bounds.upto, self._free, rows=bool(self._first))
         self._batched = self._may_be_batched()
         self._observed: list[_Observed] = []
         self._words: list[str] = []
@@ -219,6 +227,7 @@ class _Trial:
     def _drawn_rows(self) -> list[Tensors]:
         others = [dim for dim in self._free if not (self._batched and dim in self._first)]
         last: LightshipError | None = None
+        always_short = True
         for size in _START if others else (1,):
             sizes = {dim: min(size, self._most(dim)) for dim in others}
             for style in STYLES:
@@ -227,10 +236,13 @@ class _Trial:
                     self._run(row, rows=1)
                 except (InvalidInput, LightshipError) as exc:
                     last = exc
+                    always_short &= isinstance(exc, OutOfMemory)
                     continue
                 self._start, self._style = sizes, style
                 self._observed.clear()
                 return self._more_rows(row)
+        if always_short and last is not None:
+            raise last
         raise InvalidInput(
             f"The graph ran on none of the inputs that were drawn for it; the last try: {last}{_engine_says(last)} "
             "Give rows that it takes: --golden rows.npz, arrays by the name of the input, the first axis are rows."
@@ -702,6 +714,19 @@ def _check_interface(interface: Interface) -> None:
                     f"Input {spec.name!r} of the graph has the shape {list(spec.shape)}: a fixed size must be in "
                     f"[1, {_MAX_SIZE}]. Export it with free sizes where they are not known."
                 )
+
+
+def _check_upto(upto: Mapping[str, int], free: Sequence[str], *, rows: bool) -> None:
+    """Refuse a bound for a dimension that is not there: a misspelled one would go unnoticed."""
+    known = list(dict.fromkeys([*([BATCH] if rows else []), *free]))
+    for dim in upto:
+        if dim not in known:
+            near = difflib.get_close_matches(dim, known, n=1)
+            there = ", ".join(f"{name[:80]!a}" for name in known[:20]) or "none: all shapes are fixed"
+            raise InvalidInput(
+                f"There is no free dimension {dim[:80]!a} (--upto) in the inputs of the graph"
+                f"{f'; did you mean {near[0][:80]!a}?' if near else '.'} Free are: {there}."
+            )
 
 
 def _engine_says(error: BaseException | None) -> str:

@@ -304,7 +304,9 @@ def _main() -> NoReturn:
     except LightshipError as exc:
         answer = _Failed(type(exc).__name__, str(exc))
     except MemoryError:
-        answer = _Failed(Refused.__name__, "The graph took more memory than is allowed. Try it with --upto, smaller.")
+        answer = _Failed(
+            Refused.__name__, "The graph needs more memory than a trial may have. Try it with --upto, smaller."
+        )
     except Exception as exc:  # noqa: BLE001 - the edge of this process
         answer = _Failed(
             InvalidInput.__name__, f"The trial of the graph failed ({type(exc).__name__}: {str(exc)[:500]})."
