@@ -451,7 +451,7 @@ def test_bytes_of_the_engines_own_format_are_not_let_in_as_a_producers_name():
     assert try_apart(body, given=None, bounds=Bounds(), progress=Silent()).interface.proven == {"batch": (1, 32)}
 
 
-@pytest.mark.parametrize("size", [1 << 20, 1 << 16], ids=["4 TB", "16 GB"])
+@pytest.mark.parametrize("size", [1 << 40, 1 << 31, 1 << 20, 1 << 16], ids=["2**82", "16 EiB", "4 TB", "16 GB"])
 @pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
 def test_a_graph_that_asks_for_all_memory_ends_its_own_process_only(size, given):
     """A huge tensor of ones from twelve bytes: the trial says that it is memory, this process goes on."""

@@ -51,6 +51,8 @@ _WAYS: tuple[tuple[str, EngineOptions], ...] = (
     *((f"optimization {level}", EngineOptions(optimization=level)) for level in ("extended", "basic", "none")),
 )
 
+_TOO_LARGE = ("storage size overflowed", "Integer overflow", "would require more than")  # the engine's words
+
 Tell = Callable[[str, int], None]
 """Gets (what is being tried, how many runs so far)."""
 
@@ -236,13 +238,13 @@ class _Trial:
                     self._run(row, rows=1)
                 except (InvalidInput, LightshipError) as exc:
                     last = exc
-                    always_short &= isinstance(exc, OutOfMemory)
+                    always_short &= _asks_for_memory(exc)
                     continue
                 self._start, self._style = sizes, style
                 self._observed.clear()
                 return self._more_rows(row)
         if always_short and last is not None:
-            raise last
+            raise OutOfMemory(str(last)) from (last.__cause__ or last)
         raise InvalidInput(
             f"The graph ran on none of the inputs that were drawn for it; the last try: {last}{_engine_says(last)} "
             "Give rows that it takes: --golden rows.npz, arrays by the name of the input, the first axis are rows."
@@ -289,6 +291,8 @@ class _Trial:
             try:
                 self._run(row, rows=1)
             except LightshipError as exc:
+                if _asks_for_memory(exc):
+                    raise OutOfMemory(str(exc)) from (exc.__cause__ or exc)
                 raise type(exc)(f"Golden row {number} (counted from 0) cannot be run: {exc}") from exc
         self._observed.clear()
         for spec in self._inputs:
@@ -714,6 +718,12 @@ def _check_interface(interface: Interface) -> None:
                     f"Input {spec.name!r} of the graph has the shape {list(spec.shape)}: a fixed size must be in "
                     f"[1, {_MAX_SIZE}]. Export it with free sizes where they are not known."
                 )
+
+
+def _asks_for_memory(error: LightshipError) -> bool:
+    """Whether a run failed for a tensor that no memory holds, or whose size the engine cannot even count."""
+    cause = str(error.__cause__ or "")
+    return isinstance(error, OutOfMemory) or any(words in cause for words in _TOO_LARGE)
 
 
 def _check_upto(upto: Mapping[str, int], free: Sequence[str], *, rows: bool) -> None:
