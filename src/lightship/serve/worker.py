@@ -382,7 +382,7 @@ def _serve(channel: Channel) -> int:
     limit = f"{message.memory_bytes >> 20} MiB (--worker-memory)" if message.memory_bytes else "without a limit"
     try:
         worker = _gently(message, payload) if message.background else _load(message, payload)
-    except MemoryError:
+    except (MemoryError, OutOfMemory):
         channel.send(LoadFailed("Refused", f"{message.model} does not fit into the memory of its worker, {limit}."))
         return 1
     except InvalidInput as exc:  # it could be loaded when it was released
