@@ -504,7 +504,7 @@ async def test_who_was_refused_for_want_of_room_is_not_read_at_once():
         other = await ask(service, PING)
         writer.close()
 
-    assert 0.08 < took < 2.0
+    assert 0.08 < took < DEADLINE_S
     assert other.status == 200
 
 
@@ -602,7 +602,7 @@ async def test_a_body_that_trickles_is_closed():
         writer.close()
 
     assert (await got).status == 408
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 4.5
 
 
 async def test_a_long_body_has_as_long_as_it_needs_at_a_kilobyte_a_second():
