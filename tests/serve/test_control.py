@@ -32,12 +32,39 @@ def test_the_document_describes_every_path_and_status(locked_server):
 
 
 def test_unknown_paths_and_methods_are_errors_of_the_one_form(locked_server):
-    """Also here."""
-    missing = httpx.get(f"{locked_server.control_url}/nothing")
-    posted = httpx.post(f"{locked_server.control_url}/models")
+    """Also here, for who has a key."""
+    read = locked_server.headers("read")
+    missing = httpx.get(f"{locked_server.control_url}/nothing", headers=read)
+    posted = httpx.post(f"{locked_server.control_url}/models", headers=read)
 
     assert (missing.status_code, list(missing.json())) == (404, ["error"])
     assert (posted.status_code, list(posted.json())) == (405, ["error"])
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "OPTIONS", "DELETE", "TRACE"])
+def test_a_stranger_cannot_tell_what_there_is(locked_server, method):
+    """Without a key, or with a wrong one, everything but the two health questions is 401: no 404, 405 or redirect."""
+    paths = (
+        "/",
+        "/metrics",
+        "/metrics/",
+        "/models",
+        "/models/",
+        "/nothing",
+        "/livez/",
+        "/openapi.json",
+        "/docs",
+        "/%2e",
+    )
+    said = {
+        (path, str(headers)): httpx.request(method, f"{locked_server.control_url}{path}", headers=headers).status_code
+        for path in paths
+        for headers in ({}, {"authorization": f"Bearer lsk_{'0' * 8}_{'x' * 43}"})
+    }
+    live = httpx.request(method, f"{locked_server.control_url}/livez").status_code
+
+    assert set(said.values()) == {401}, said
+    assert live == (200 if method in ("GET", "HEAD") else 405)
 
 
 def test_metrics_are_there_under_the_names_of_triton_and_tf_serving(server, image):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lightship.errors import InvalidInput, InvalidMedia, InvalidTensor, TooLarge
-from lightship.tasks.image_pixels import MAX_PIXELS, _Room, canonical_pixels, png_bytes, resize, sized_pixels
+from lightship.tasks.image_pixels import MAX_PIXELS, MAX_SIDE, _Room, canonical_pixels, png_bytes, resize, sized_pixels
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -165,6 +165,23 @@ def test_arrays_have_the_same_limit():
     """A view of one byte, so that the test needs no memory."""
     with pytest.raises(TooLarge, match="10000 x 5001"):
         canonical_pixels(np.broadcast_to(np.uint8(0), (5001, 10_000)), channels=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+def test_extreme_shapes_are_refused_by_their_header(channels, turned):
+    """Not too many pixels, but a decoder needs fifty bytes a row: such a file would take gigabytes."""
+    for width, height, message in ((1, 50_000_000, "65535 pixels. Got"), (MAX_SIDE + 1, 1, "65535 pixels. Got")):
+        size = (height, width) if turned else (width, height)
+        with pytest.raises(TooLarge, match=message):
+            canonical_pixels(png(*size, bits=8, color=0, rows=b""), channels=channels)
+        with pytest.raises(TooLarge, match=message):
+            sized_pixels(png(*size, bits=8, color=0, rows=b""), channels=channels, height=4, width=4)
+        with pytest.raises(TooLarge, match=message):
+            canonical_pixels(np.broadcast_to(np.uint8(0), size), channels=channels)
+    longest = (1, MAX_SIDE) if turned else (MAX_SIDE, 1)
+    rows = (b"\0" + bytes(longest[0])) * longest[1]
+    assert canonical_pixels(png(*longest, bits=8, color=0, rows=rows), channels=1).shape == (longest[1], longest[0], 1)
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0)])

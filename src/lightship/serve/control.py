@@ -31,6 +31,8 @@ __all__ = ["ControlPlane", "Watched", "control_app"]
 log = logging.getLogger(__name__)
 
 _READ = frozenset({Role.READ})
+_OPEN_PATHS = ("/livez", "/readyz")
+_FROM_A_PAGE = "Requests from web pages (with an Origin header) are not taken here."
 _START_S = 10.0
 _COMPLAINT_S = 10.0
 _BACKLOG = 1_024
@@ -53,7 +55,10 @@ class Watched(Protocol):
 
 
 def control_app(server: Watched, access: Access) -> Starlette:
-    """Return the application of the control plane. Liveness and readiness are open, the rest needs ``read``."""
+    """Return the application of the control plane. Liveness and readiness are open, the rest needs ``read``.
+
+    Whatever else is asked for needs a key too, before it is told that there is no such thing.
+    """
     from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -77,7 +82,14 @@ def control_app(server: Watched, access: Access) -> Starlette:
     async def document(_request: Request) -> Response:
         return JSONResponse(openapi())
 
-    async def no_route(_request: Request, error: Exception) -> Response:
+    async def no_route(request: Request, error: Exception) -> Response:
+        try:
+            if "origin" in request.headers:
+                raise Forbidden(_FROM_A_PAGE)
+            if request.url.path not in _OPEN_PATHS:
+                access.authenticate(request.headers.get("authorization"))
+        except LightshipError as exc:
+            return await failed(request, exc)
         status = getattr(error, "status_code", 404)
         text = "Only GET is taken here." if status == 405 else "There is nothing at this path. See /openapi.json."
         return JSONResponse({"error": text}, status_code=status, headers=getattr(error, "headers", None))
@@ -89,7 +101,7 @@ def control_app(server: Watched, access: Access) -> Starlette:
     def route(path: str, handle: Callable[[Request], Awaitable[Response]], roles: Roles) -> Route:
         async def checked(request: Request) -> Response:
             if "origin" in request.headers:
-                raise Forbidden("Requests from web pages (with an Origin header) are not taken here.")
+                raise Forbidden(_FROM_A_PAGE)
             access.check(request.headers.get("authorization"), roles)
             return await handle(request)
 
@@ -103,7 +115,9 @@ def control_app(server: Watched, access: Access) -> Starlette:
         route("/models", models, _READ),
         route("/openapi.json", document, _READ),
     ]
-    return Starlette(routes=routes, exception_handlers={LightshipError: failed, HTTPException: no_route})
+    app = Starlette(routes=routes, exception_handlers={LightshipError: failed, HTTPException: no_route})
+    app.router.redirect_slashes = False  # a redirect would tell a stranger which paths there are
+    return app
 
 
 def state_of(server: Watched) -> dict[str, Any]:

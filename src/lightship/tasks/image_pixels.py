@@ -2,7 +2,8 @@
 
 The rules, which are part of a task's codec (a change here is a new codec version):
 
-- PNG, JPEG and WebP; one frame; at most ``MAX_PIXELS``, judged from the header before decoding.
+- PNG, JPEG and WebP; one frame; at most ``MAX_PIXELS``, no side longer than ``MAX_SIDE``, judged from the header
+  before decoding.
 - EXIF orientation is applied; color profiles and gamma are not.
 - 1 bit: 0 and 255. Palette: its colors. 16 bits: the high byte. CMYK: by Pillow's plain formula, no profile.
 - Transparency, where there is any, is composed on white. The color key of a 16-bit PNG is ignored.
@@ -27,9 +28,12 @@ from lightship.tasks.image_header import ImageHeader, read_header
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "canonical_pixels", "png_bytes", "resize", "sized_pixels"]
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "canonical_pixels", "png_bytes", "resize", "sized_pixels"]
 
 MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_535
+"""Pixels of a side, as in JPEG. Decoders keep a pointer a row, and each row and its filter has an overhead: a PNG of
+1 x 50,000,000 took 2.5 GB and 24 s, one of 1,000 x 50,000 takes 0.2 GB and 1 s."""
 
 _LARGE = 1 << 20  # pixels; a smaller image is decoded as a whole, and beside any number of others
 _AT_ONCE = 64_000_000  # pixels of large images that are decoded at one time in a process; one pixel is up to 4 bytes
@@ -50,7 +54,7 @@ def canonical_pixels(raw: object, *, channels: int) -> np.ndarray:
         InvalidMedia: the file is broken, empty or an animation.
         UnsupportedMedia: the file is of another kind.
         InvalidTensor: the array has another dtype or shape.
-        TooLarge: more than ``MAX_PIXELS``.
+        TooLarge: more than ``MAX_PIXELS``, or a side longer than ``MAX_SIDE``.
     """
     if isinstance(raw, np.ndarray):
         return _from_array(raw, channels)
@@ -106,6 +110,10 @@ def _check_size(height: int, width: int) -> None:
         raise TooLarge(
             f"An image may have at most {MAX_PIXELS} pixels. Got {width} x {height} = {width * height}. "
             "Send a smaller one."
+        )
+    if max(height, width) > MAX_SIDE:
+        raise TooLarge(
+            f"A side of an image may have at most {MAX_SIDE} pixels. Got {width} x {height}. Send it in another shape."
         )
 
 
