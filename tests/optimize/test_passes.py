@@ -11,13 +11,13 @@ import pytest
 from onnx import helper
 
 from lightship.engine.runner import load_runner
-from lightship.errors import NotFound
+from lightship.errors import InvalidInput, NotFound
 from lightship.extensions import extension_names
 from lightship.optimize.passes.int8_dynamic import Int8Dynamic
 from lightship.optimize.passes.int8_static import Int8Static
 from lightship.optimize.quantization import quantize
 from lightship.optimize.search import logits_of
-from lightship.optimize.variant_pass import PassFailed, load_pass
+from lightship.optimize.variant_pass import PassFailed, load_pass, read_note, write_note
 
 PASSES = [Int8Dynamic(), Int8Static()]
 named = pytest.mark.parametrize("each", PASSES, ids=lambda each: each.name)
@@ -164,3 +164,29 @@ def test_unknown_pass_names_the_known_ones():
     """A typo is answered with what there is."""
     with pytest.raises(NotFound, match=r"'int9' .*int8-dynamic, int8-static"):
         load_pass("int9")
+
+
+def test_pass_that_does_not_describe_itself_is_named(tmp_path, monkeypatch):
+    """A stranger's pass of an older kind is refused with what it lacks, not with an AttributeError later."""
+    (tmp_path / "short_pass.py").write_text("class Short:\n    name, precision = 'short', 'fp32'\n")
+    info = tmp_path / "short_pass-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: short-pass\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lightship.passes]\nshort = short_pass:Short\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(InvalidInput, match="'short' does not say its needs_calibration, lossless, default, engines"):
+        load_pass("short")
+
+
+def test_note_travels_with_the_graph(reference):
+    """What a pass has to say stands in the bytes once, beside what others wrote there."""
+    model = onnx.load_from_string(reference)
+    helper.set_model_props(model, {"author": "somebody"})
+    write_note(model, "in float: /a")
+    write_note(model, "in float: /b")
+
+    noted = model.SerializeToString()
+    write_note(model, "")
+    assert (read_note(noted), read_note(model.SerializeToString())) == ("in float: /b", "")
+    assert [entry.key for entry in model.metadata_props] == ["author"]

@@ -216,6 +216,7 @@ def _broken_pass(folder) -> None:
     (folder / "raising_pass.py").write_text(
         "class Raising:\n"
         "    name, precision, needs_calibration = 'raising', 'fp32', False\n"
+        "    lossless, default, engines = True, True, ('onnxruntime',)\n"
         "    def apply(self, graph, *, calibration):\n"
         "        raise ZeroDivisionError('by zero')\n"
     )

@@ -113,6 +113,7 @@ def _recorder(folder: Path) -> None:
         "SEEN = []\n"
         "class Keeping:\n"
         "    name, precision, needs_calibration = 'keeping', 'fp32', True\n"
+        "    lossless, default, engines = True, True, ('onnxruntime',)\n"
         "    def apply(self, graph, *, calibration):\n"
         "        SEEN.extend(batch['image'] for batch in calibration)\n"
         "        return graph\n"

@@ -23,6 +23,9 @@ class Int8Dynamic:
     name: ClassVar[str] = "int8-dynamic"
     precision: ClassVar[str] = "int8"
     needs_calibration: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+    default: ClassVar[bool] = True
+    engines: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:  # noqa: ARG002 - the contract
         """Return the graph with dynamically quantized products and convolutions."""

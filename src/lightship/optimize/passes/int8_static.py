@@ -25,6 +25,9 @@ class Int8Static:
     name: ClassVar[str] = "int8-static"
     precision: ClassVar[str] = "int8"
     needs_calibration: ClassVar[bool] = True
+    lossless: ClassVar[bool] = False
+    default: ClassVar[bool] = True
+    engines: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
         """Return the quantized graph.
