@@ -609,6 +609,30 @@ async def test_overload_is_told_with_when_to_come_again(home, limits):
                 assert await asyncio.to_thread(call.result, DEADLINE_S)
 
 
+def greeted(sock: socket.socket) -> bool:
+    """Return whether the server took a connection: it says its settings first, else it closes."""
+    sock.settimeout(DEADLINE_S)
+    try:
+        return sock.recv(4096) != b""
+    except ConnectionError:
+        return False
+
+
+async def test_connections_have_a_limit_of_their_own(home):
+    """One too many is closed, and a call on one that is there goes on; when some end, new ones are taken."""
+    async with serving(home, limits=Limits(connections=6)) as server:
+        with channel_to(server) as channel, contextlib.ExitStack() as stack:
+            await asyncio.to_thread(infer(channel, request()).result, DEADLINE_S)
+            socks = [stack.enter_context(socket.create_connection(("127.0.0.1", server.grpc_port))) for _ in range(20)]
+            taken = [await asyncio.to_thread(greeted, sock) for sock in socks]
+            await asyncio.to_thread(infer(channel, request()).result, DEADLINE_S)
+            stack.close()
+            with channel_to(server) as another:
+                await asyncio.to_thread(infer(another, request(), wait_for_ready=True).result, DEADLINE_S)
+
+    assert sum(taken) == 5
+
+
 async def test_a_burst_on_one_connection_is_answered_or_refused(home):
     """1,000 calls at once: each is answered or told that the server is busy; none is lost or cancelled (R-04)."""
     async with serving(home) as server:

@@ -34,7 +34,7 @@ from lightship.apply.client import Client
 from lightship.cli.main import cli
 from lightship.errors import InvalidInput, LightshipError
 from lightship.serve.access import KeyFile
-from lightship.serve.limits import Clocks
+from lightship.serve.limits import Clocks, Limits
 from lightship.serve.server import Server, ServerOptions
 from lightship.serve.source import read_source
 from lightship.serve.tls import Certificate
@@ -351,6 +351,80 @@ async def test_a_handshake_that_never_ends_is_cut_off(home, files, authority):
                         await reader.read()
                 assert 0.3 < time.monotonic() - began < 3.0
                 writer.close()
+
+
+async def _still_open(socks: list[socket.socket]) -> int:
+    """Return how many of these connections the other side has not closed."""
+    return sum([await asyncio.to_thread(_is_open, sock) for sock in socks])
+
+
+def _is_open(sock: socket.socket) -> bool:
+    sock.settimeout(0.01)
+    try:
+        return sock.recv(4096) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
+
+
+async def test_handshakes_count_as_connections(home, files, authority):
+    """Far more than are allowed begin one and stop; so many are held, and who asks meanwhile is answered."""
+    limits, clocks = Limits(connections=8), dataclasses.replace(QUICK, chance_s=0.1)
+    async with serving(home, files, clocks=clocks, limits=limits) as server:
+        url = f"https://127.0.0.1:{server.port}/livez"
+        with contextlib.ExitStack() as stack:
+            kept = await asyncio.to_thread(_handshake, (server.host, server.port), authority.client())
+            stack.enter_context(kept)
+            for _ in range(5):
+                slow = [socket.create_connection((server.host, server.port)) for _ in range(20)]
+                for index, sock in enumerate(slow):
+                    stack.enter_context(sock)
+                    if index % 2:
+                        sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+                await asyncio.sleep(0.2)
+                most = len(server.front.connections) + server._listener.handshakes
+                assert most <= 8
+                assert await _still_open(slow) <= 8
+                async with httpx.AsyncClient(verify=authority.client(), timeout=DEADLINE_S) as client:
+                    assert (await client.get(url)).status_code == 200
+        await until(lambda: server._listener.handshakes == 0)
+
+
+async def test_grpc_connections_count_from_the_handshake_on(home, files, authority):
+    """Silent ones and half a hello hold no more places than there are; when they end, calls are taken again."""
+    async with serving(home, files, grpc_port=0, limits=Limits(connections=8)) as server:
+        address = (server.host, server.grpc_port)
+        slow = [socket.create_connection(address) for _ in range(30)]
+        for sock in slow[::2]:
+            with contextlib.suppress(OSError):  # it may be closed already
+                sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+        async with asyncio.timeout(DEADLINE_S):
+            while (held := await _still_open(slow)) > 8:  # noqa: ASYNC110 - the kernel has no event for it
+                await asyncio.sleep(0.05)
+        for sock in slow:
+            sock.close()
+        credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{server.grpc_port}", credentials) as channel:
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            await asyncio.to_thread(live, b"", timeout=DEADLINE_S, wait_for_ready=True)
+
+    assert held > 0
+
+
+async def test_a_stop_does_not_wait_for_handshakes(home, files):
+    """They are broken off when all that was accepted has been answered."""
+    clocks = dataclasses.replace(QUICK, lame_s=0.01)
+    async with serving(home, files, clocks=clocks) as server:
+        slow = [socket.create_connection((server.host, server.port)) for _ in range(4)]
+        await until(lambda: server._listener.handshakes == 4)
+        listener = server._listener
+        began = time.monotonic()
+    await until(lambda: listener.handshakes == 0)
+
+    assert time.monotonic() - began < 5
+    for sock in slow:
+        sock.close()
 
 
 async def test_after_the_handshake_the_clock_of_a_head_runs(home, files, authority):

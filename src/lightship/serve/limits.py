@@ -33,8 +33,9 @@ class Limits:
         inflation: how many times its size a compressed body may grow, beyond the first MiB.
         answer_bytes: tensors of one answer; where the graph says their size, a request is refused before it runs.
         chunks: chunks of one chunked body.
-        connections: open connections. One more takes the place of the one that has been slowest to say what it wants,
-            if that has had its chance; else it is answered 503 and closed.
+        connections: open connections, those in a TLS handshake among them. One more takes the place of the one that
+            has been slowest to say what it wants, if that has had its chance; else it is answered 503 and closed. gRPC
+            has as many of its own, and closes one more.
         calls: gRPC calls under way, streams included; each has a thread.
         ahead_bytes: bytes of later, pipelined requests that are held while one is being answered.
         queue_requests: requests that wait for one model.

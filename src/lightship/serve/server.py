@@ -35,6 +35,7 @@ from lightship.serve.request_log import RequestLog
 from lightship.serve.shares import worker_memory_bytes, worker_threads
 from lightship.serve.source import ModelSource
 from lightship.serve.tls import Certificate
+from lightship.serve.tls_listener import TlsListener
 from lightship.serve.tuning import Tuner
 from lightship.serve.versions import Versions
 from lightship.serve.worker_process import WorkerProcess
@@ -150,7 +151,7 @@ class Server:
         self.host, self.port = options.host, options.port
         self.control_host, self.control_port = options.control_host, options.control_port
         self.grpc_port: int | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | TlsListener | None = None
         self._socket: socket.socket | None = None
         self._control: ControlPlane | None = None
         self._stop: asyncio.Event
@@ -209,9 +210,10 @@ class Server:
             for model in self.models:
                 self._tune(model)
         self._socket = data
-        self._listener = await loop.create_server(
-            self.front.connection, sock=data, backlog=self.options.backlog, **self._tls
-        )
+        if self._tls:
+            self._listener = TlsListener(self.front, data, self._tls)
+        else:
+            self._listener = await loop.create_server(self.front.connection, sock=data, backlog=self.options.backlog)
         if self._grpc is not None:
             self._grpc.start()
         return self
@@ -224,6 +226,8 @@ class Server:
             await self._drain()
         finally:
             self.front.abort()
+            if isinstance(self._listener, TlsListener):
+                self._listener.abort()
             if self._grpc is not None:
                 await self._grpc.abort()
             await self._close_models()
@@ -271,21 +275,26 @@ class Server:
         if self._listener is None or self._socket is None:
             return
         self._socket.listen(0)  # from here on the kernel makes next to none
-        taken: list[asyncio.Task[object]] = []
+        taken: list[asyncio.Task[None]] = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 accepted, _ = self._socket.accept()
-                accepted.setblocking(False)
-                taken.append(asyncio.ensure_future(self._take(accepted)))
+                if (task := self._take(accepted)) is not None:
+                    taken.append(task)
         if taken:
             await asyncio.wait(taken, timeout=_TAKE_S)
         self._listener.close()
         await asyncio.sleep(_SETTLE_S)  # what the listener took last has been told to the front
 
-    async def _take(self, accepted: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # a client that fails its handshake, or has gone
-            loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(self.front.connection, accepted, **self._tls)
+    def _take(self, accepted: socket.socket) -> asyncio.Task[None] | None:
+        if isinstance(self._listener, TlsListener):
+            return self._listener.take(accepted)
+        accepted.setblocking(False)
+        return asyncio.get_running_loop().create_task(self._connect(accepted))
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # a client that has gone
+            await asyncio.get_running_loop().connect_accepted_socket(self.front.connection, accepted)
 
     def _make(self, source: ModelSource) -> ServedModel:
         options = self.options
