@@ -13,7 +13,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from lightship.engine.runner import EngineOptions, load_runner
-from lightship.errors import CannotRun, InvalidInput, InvalidTensor, LightshipError, NotFound, OutOfMemory, Refused
+from lightship.errors import (
+    BundleRefused,
+    CannotRun,
+    InvalidInput,
+    InvalidTensor,
+    LightshipError,
+    NotFound,
+    OutOfMemory,
+    Refused,
+)
 from lightship.types import Interface, TensorSpec
 
 BATCH = np.ones((4, 3), dtype=np.float32)
@@ -73,6 +82,7 @@ def test_unknown_engine_is_refused_with_the_known_names(linear_graph):
     [
         ({"threads": 0}, "threads.*Got 0"),
         ({"optimization": "max"}, "all, extended.*'max'"),
+        ({"precision": "int8"}, "f32, bf16, f16.*'int8'"),
         ({"limit_s": 0}, "limit_s.*above 0.*Got 0"),
         ({"limit_s": float("nan")}, "limit_s.*Got nan"),
         ({"limit_s": float("inf")}, "limit_s.*Got inf"),
@@ -82,6 +92,52 @@ def test_impossible_options_are_refused(options, message):
     """Options are checked when they are made."""
     with pytest.raises(InvalidInput, match=message):
         EngineOptions(**options)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "f16"])
+def test_onnx_runtime_takes_no_other_precision(linear_graph, precision):
+    """It would compute in f32 and be believed to have done otherwise."""
+    with pytest.raises(InvalidInput, match=f"must be f32. Got '{precision}'"):
+        load_runner(linear_graph, options=EngineOptions(precision=precision))
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, {}),
+        ({"threads": 2, "spin": True, "limit_s": 3.0, "batched": False}, {}),  # a machine's affair, or a caller's
+        ({"precision": "bf16", "optimization": "basic"}, {"precision": "bf16", "optimization": "basic"}),
+    ],
+    ids=["default", "machine", "bundle"],
+)
+def test_a_bundle_keeps_the_options_that_decide_answers(options, kept):
+    """What is written is what differs from the default, and it is read back, with this machine's threads."""
+    written = EngineOptions(**options).options_json()
+
+    assert written == kept
+    assert EngineOptions.from_json(written, threads=5) == EngineOptions(threads=5, **kept)
+
+
+def test_threads_in_a_bundle_of_an_early_version_are_the_machines_affair():
+    """They were written once, and mean nothing elsewhere."""
+    assert EngineOptions.from_json({"threads": 2, "spin": True}, threads=3) == EngineOptions(threads=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": "2"}, "option 'threads' = '2' .*Known: precision, optimization"),
+        ({"precison": "bf16"}, "option 'precison' = 'bf16'"),
+        ({"precision": True}, "option 'precision' = True"),
+        ({"precision": "f8"}, "f32, bf16, f16. Got 'f8'"),
+        ({"optimization": "max"}, "all, extended.*'max'"),
+    ],
+    ids=["threads", "typo", "truth", "precision", "optimization"],
+)
+def test_unknown_options_of_a_bundle_are_refused(options, message):
+    """To pass over one would run the variant in another way than it was proven."""
+    with pytest.raises(BundleRefused, match=message):
+        EngineOptions.from_json(options)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from lightship.registry.resolve import Resolved
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Raw, Task
 from lightship.tasks.tensors import is_batched
-from lightship.types import Json, Verdict
+from lightship.types import Verdict
 from lightship.validate.checks.golden import check_golden
 
 __all__ = ["Model", "load"]
@@ -57,7 +57,7 @@ def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
         raise BundleRefused(f"The bundle {bundle.digest} has no variant {manifest.default!r}, its default.")
     task = load_task(manifest.task.name, manifest.task.codec_version, manifest.task.config)
     batched = is_batched(manifest.interface.inputs, manifest.interface.outputs)
-    options = replace(_options(variant.options), batched=batched)
+    options = replace(EngineOptions.from_json(variant.options), batched=batched)
     runner = load_runner(bundle.read(variant.graph), engine=variant.engine, options=options)
     try:
         _self_test(bundle, variant, task, runner)
@@ -186,17 +186,6 @@ class Model:
         if len(decoded) != len(rows):
             raise LightshipError(f"{self!r} gave {len(decoded)} answers to {len(rows)} images. It cannot be used.")
         return [Answer.from_json(value, model=self.name, version=self.version) for value in decoded]
-
-
-def _options(options: Mapping[str, Json]) -> EngineOptions:
-    known: dict[str, type] = {"threads": int, "optimization": str, "spin": bool}
-    for name, value in options.items():
-        if type(value) is not known.get(name):
-            raise BundleRefused(
-                f"The engine option {name!r} = {value!r} of the bundle is not known here. Known: {', '.join(known)}. "
-                "Use the version of Lightship that made the bundle, or a newer one."
-            )
-    return EngineOptions(**options)  # type: ignore[arg-type]  # the loop above has checked them
 
 
 def _self_test(bundle: BundleReader, variant: Variant, task: Task, runner: Runner) -> None:

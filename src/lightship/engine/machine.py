@@ -17,9 +17,9 @@ from pathlib import Path
 
 from lightship.types import Json
 
-__all__ = ["fingerprint", "memory_left_bytes", "memory_limit_bytes", "usable_cores"]
+__all__ = ["fingerprint", "has_fast_bf16", "memory_left_bytes", "memory_limit_bytes", "usable_cores"]
 
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "torch")
+_LIBRARIES = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")
 _ROOT = Path("/")
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
@@ -88,6 +88,12 @@ def fingerprint(*, root: Path = _ROOT) -> dict[str, Json]:
     }
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
     return {**facts, "digest": hashlib.sha256(canonical).hexdigest()}
+
+
+def has_fast_bf16(*, root: Path = _ROOT) -> bool:
+    """Return whether the CPU multiplies bfloat16 itself; elsewhere an engine that is asked for it computes in float32."""
+    flags = (_field(root / "proc/cpuinfo", "flags") or "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _version(package: str) -> str | None:

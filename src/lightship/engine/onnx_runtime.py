@@ -65,12 +65,17 @@ class OnnxRuntimeEngine:
         options: threads, optimization level, spinning, limit of a run.
 
     Raises:
-        InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run.
+        InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run; or another precision than f32.
         OutOfMemory: an allocation failed.
         Refused: the model reaches out of its bytes or over a limit; see ``onnx_audit``.
     """
 
     def __init__(self, graph: bytes, *, options: EngineOptions) -> None:
+        if options.precision != "f32":
+            raise InvalidInput(
+                f"ONNX Runtime computes in the precision that the graph is written in: `precision` must be f32. Got "
+                f"{options.precision!r}. The engine `openvino` takes others."
+            )
         if not options.audited:
             from lightship.engine.onnx_audit import (
                 audit_onnx,  # late: it loads onnx, which a server's worker never needs

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
-from lightship.errors import InvalidInput, InvalidTensor, LightshipError
+from lightship.errors import BundleRefused, InvalidInput, InvalidTensor, LightshipError
 from lightship.extensions import load_extension
-from lightship.types import DTYPES, Dim, Interface, TensorSpec
+from lightship.types import DTYPES, Dim, Interface, Json, TensorSpec
 
-__all__ = ["LONGEST_RUN_S", "Engine", "EngineOptions", "Runner", "check_inputs", "check_outputs", "load_runner"]
+__all__ = [
+    "LONGEST_RUN_S",
+    "OPTIMIZATIONS",
+    "PRECISIONS",
+    "Engine",
+    "EngineOptions",
+    "Runner",
+    "check_inputs",
+    "check_outputs",
+    "load_runner",
+]
 
 LONGEST_RUN_S = 120.0
 """Limit of one batch of a graph that is being judged. A file may hold a loop without an end; an honest graph answers 64
@@ -23,6 +33,9 @@ rows in far less, on a machine under load as well."""
 
 _LONGEST_LIMIT_S = 1e6  # eleven days; a timer refuses what does not fit its clock
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
+PRECISIONS = ("f32", "bf16", "f16")
+_IN_BUNDLES = {"precision": "f32", "optimization": "all"}
+_NOT_OURS = {"threads": int, "spin": bool}  # bundles of early versions name them; they are the machine's affair
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,9 @@ class EngineOptions:
     Attributes:
         threads: threads inside one operator, at least 1. Operators run one after another.
         optimization: how far the engine may rewrite the graph: ``all``, ``extended``, ``basic`` or ``none``.
+        precision: the arithmetic that the engine may use inside for a graph's floats: ``f32`` leaves them as they are;
+            ``bf16`` and ``f16`` round between and inside of operators. Inputs and outputs keep their dtypes. An engine
+            that cannot, or not on this machine, refuses the option.
         spin: let idle threads burn their core while they wait. Quicker by microseconds when a process owns its
             cores; slower for everybody when it does not.
         limit_s: stop a run that takes longer, with an error; ``None`` lets it run on. The engine looks between
@@ -45,6 +61,7 @@ class EngineOptions:
 
     threads: int = 1
     optimization: str = "all"
+    precision: str = "f32"
     spin: bool = False
     limit_s: float | None = None
     audited: bool = False
@@ -57,10 +74,40 @@ class EngineOptions:
             raise InvalidInput(
                 f"`optimization` of an engine must be one of {', '.join(OPTIMIZATIONS)}. Got {self.optimization!r}."
             )
+        if self.precision not in PRECISIONS:
+            raise InvalidInput(
+                f"`precision` of an engine must be one of {', '.join(PRECISIONS)}. Got {self.precision!r}."
+            )
         if self.limit_s is not None and not 0 < self.limit_s <= _LONGEST_LIMIT_S:
             raise InvalidInput(
                 f"`limit_s` of an engine must be above 0 and at most {_LONGEST_LIMIT_S:g}, or None. Got {self.limit_s}."
             )
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Json], *, threads: int = 1) -> Self:
+        """Return the options that a bundle keeps with a variant: what decides its answers, never how many threads.
+
+        Raises:
+            BundleRefused: an option that is not known here, or a value that is none of its own.
+        """
+        known: dict[str, str] = {}
+        for name, value in options.items():
+            if name in _IN_BUNDLES and isinstance(value, str):
+                known[name] = value
+            elif type(value) is not _NOT_OURS.get(name):
+                raise BundleRefused(
+                    f"The engine option {name!r} = {value!r} of the bundle is not known here. Known: "
+                    f"{', '.join(_IN_BUNDLES)}, each a text. Use the version of Lightship that made the bundle, or a "
+                    "newer one."
+                )
+        try:
+            return cls(threads=threads, **known)  # type: ignore[arg-type]
+        except InvalidInput as exc:
+            raise BundleRefused(f"An engine option of the bundle is not known here. {exc}") from exc
+
+    def options_json(self) -> dict[str, Json]:
+        """Return what a bundle keeps of these options, which ``from_json`` reads: only what is not the default."""
+        return {name: value for name, default in _IN_BUNDLES.items() if (value := getattr(self, name)) != default}
 
 
 class Runner(Protocol):

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from lightship.engine.runner import EngineOptions
 from lightship.errors import LightshipError
 from lightship.serve.limits import Clocks
 from lightship.serve.source import ModelSource
@@ -178,12 +179,11 @@ class Supervisor:
         source = self.source
         task = source.manifest.task
         config = msgspec.json.encode(dict(task.config))
-        options = source.variant.options
         message = Load(
             model=f"{source.name}:{source.version}",
             engine=source.variant.engine,
             threads=self.most_threads,
-            optimization=str(options.get("optimization", "all")),
+            options=EngineOptions.from_json(source.variant.options).options_json(),
             task=task.name,
             codec_version=task.codec_version,
             batch_rows=source.batch_rows,

@@ -60,6 +60,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
     Payload: the graph, the task's configuration (JSON), the golden inputs, the expected outputs.
 
     Attributes:
+        options: ``EngineOptions.options_json`` of the variant.
         batch_rows: the largest batch it will get; 0 if the graph has no batch dimension.
         golden: (path in the bundle, size) of each golden input.
         expected: (name of the output, size of its ``.npy`` file).
@@ -70,7 +71,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
     model: str
     engine: str
     threads: int
-    optimization: str
+    options: dict[str, Any]
     task: str
     codec_version: int
     batch_rows: int

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -323,8 +323,8 @@ def _load(message: Load, payload: memoryview) -> Worker:
         raise BundleRefused(f"The bundle must have {len(golden)} expected rows for its golden inputs; it does not.")
 
     def tested(threads: int) -> Worker:
-        options = EngineOptions(threads=threads, optimization=message.optimization, audited=True,
-                                batched=message.batch_rows > 0)  # fmt: skip
+        given = EngineOptions.from_json(message.options, threads=threads)
+        options = replace(given, audited=True, batched=message.batch_rows > 0)
         runner = load_runner(graph, engine=message.engine, options=options)
         worker = Worker(runner, task, batched=options.batched, threads=threads)
         worker.self_test(golden, expected, tolerance=float(message.tolerance))
