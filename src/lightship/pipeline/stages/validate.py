@@ -185,6 +185,7 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
 
     (folder / "chosen.onnx").write_bytes(chosen.graph)
     (folder / "logits.npy").write_bytes(npy_from_array(chosen.logits))
+    _keep_rows(prepared, folder / "rows.json")
     _keep_held_out(prepared, folder / "held-out")
     shapes = next(each for each in evidence if each.check == "shapes")
     found = {
@@ -209,6 +210,16 @@ def _count_look(bench: Bench, prepared: Prepared, trained: Trained, optimized: O
         return registry.count_look(
             prepared.split.fingerprints["gate"], "sha256:" + sha256_hex(" ".join(judged).encode())
         )
+
+
+def _keep_rows(prepared: Prepared, path: Path) -> None:
+    """Note which row each line of the logits answers, so that two versions can be compared row by row."""
+    rows = prepared.rows("gate")
+    found = {
+        "rows": [sha256_hex(prepared.task.identity(row.raw)) for row in rows],
+        "labels": [row.label for row in rows],
+    }
+    path.write_text(json.dumps(found))
 
 
 def _keep_held_out(prepared: Prepared, folder: Path) -> None:
