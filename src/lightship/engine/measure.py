@@ -19,7 +19,7 @@ import numpy as np
 from lightship.errors import InvalidInput
 from lightship.types import Interval, Json
 
-__all__ = ["PairedTiming", "Percentiles", "interleaved", "median_interval"]
+__all__ = ["PairedTiming", "Percentiles", "combined", "interleaved", "median_interval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class PairedTiming:
         b_ms: side b.
         pairs: how many pairs were timed.
         warmup: how many untimed pairs came first.
+        processes: how many fresh processes the pairs come from. The interval of one process says nothing about
+            another: where memory lies and how threads are placed differ between them.
     """
 
     ratio: Interval
@@ -51,6 +53,7 @@ class PairedTiming:
     b_ms: Percentiles
     pairs: int
     warmup: int
+    processes: int = 1
 
     @property
     def b_is_faster(self) -> bool:
@@ -70,6 +73,7 @@ class PairedTiming:
             "b_ms": self.b_ms.to_json(),
             "pairs": self.pairs,
             "warmup": self.warmup,
+            "processes": self.processes,
         }
 
     @classmethod
@@ -81,6 +85,7 @@ class PairedTiming:
             b_ms=Percentiles(**found["b_ms"]),
             pairs=found["pairs"],
             warmup=found["warmup"],
+            processes=found.get("processes", 1),
         )
 
     @property
@@ -101,6 +106,7 @@ def interleaved(
     pairs: int = 200,
     warmup: int = 20,
     confidence: float = 0.95,
+    rows: tuple[int, int] = (1, 1),
     clock: Callable[[], float] = time.perf_counter,
 ) -> PairedTiming:
     """Time ``a`` and ``b`` in neighboring pairs, order alternating.
@@ -111,6 +117,7 @@ def interleaved(
         pairs: how many pairs; enough for ``confidence`` (6 for 0.95).
         warmup: untimed pairs before the first timed one.
         confidence: of the interval of the ratio.
+        rows: that a call of each side treats; the figures are times a row.
         clock: returns seconds; never goes back.
 
     Raises:
@@ -130,12 +137,54 @@ def interleaved(
         raise InvalidInput(
             "The clock saw a call that took no time. Use a finer clock, or let each call do more work (a larger batch)."
         )
+    taken /= rows
     return PairedTiming(
         ratio=median_interval(taken[:, 1] / taken[:, 0], confidence=confidence),
         a_ms=_percentiles(taken[:, 0]),
         b_ms=_percentiles(taken[:, 1]),
         pairs=pairs,
         warmup=warmup,
+    )
+
+
+def combined(timings: Sequence[PairedTiming], *, confidence: float = 0.95) -> PairedTiming:
+    """Return what several fresh processes say together about the same two sides.
+
+    Each process counts once, by the median of its pairs. With enough processes for ``confidence`` (6 for 0.95) the
+    interval is that of a median over processes; with fewer, it spans the intervals of all of them, which claims no
+    more than each has shown.
+
+    Raises:
+        InvalidInput: there is nothing to combine.
+    """
+    if not timings:
+        raise InvalidInput("There must be at least one timing to combine. Got none.")
+    if len(timings) == 1:
+        return timings[0]
+    medians = [timing.ratio.estimate for timing in timings]
+    if _rank(len(medians), confidence) >= 1:
+        ratio = median_interval(medians, confidence=confidence)
+    else:
+        ratio = Interval(
+            estimate=float(np.median(medians)),
+            low=min(timing.ratio.low for timing in timings),
+            high=max(timing.ratio.high for timing in timings),
+            confidence=confidence,
+            n=len(timings),
+        )
+    return PairedTiming(
+        ratio=ratio,
+        a_ms=_middle([timing.a_ms for timing in timings]),
+        b_ms=_middle([timing.b_ms for timing in timings]),
+        pairs=sum(timing.pairs for timing in timings),
+        warmup=sum(timing.warmup for timing in timings),
+        processes=sum(timing.processes for timing in timings),
+    )
+
+
+def _middle(sides: Sequence[Percentiles]) -> Percentiles:
+    return Percentiles(
+        p50=float(np.median([side.p50 for side in sides])), p99=float(np.median([side.p99 for side in sides]))
     )
 
 
