@@ -91,7 +91,7 @@ def fingerprint(*, root: Path = _ROOT) -> dict[str, Json]:
 
 
 def has_fast_bf16(*, root: Path = _ROOT) -> bool:
-    """Return whether the CPU multiplies bfloat16 itself; elsewhere an engine that is asked for it computes in float32."""
+    """Return whether the CPU multiplies bfloat16 itself; elsewhere an engine asked for it computes in float32."""
     flags = (_field(root / "proc/cpuinfo", "flags") or "").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
