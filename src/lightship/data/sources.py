@@ -32,7 +32,7 @@ import numpy as np
 from lightship.data.rows import BadRow, Dataset, LazyRows, RawInput, Row, clean_label, refuse_mostly_bad
 from lightship.errors import InvalidData, MissingExtra
 
-__all__ = ["IMAGE_SUFFIXES", "PACKAGE_DATASETS", "PackageDataset", "read_source"]
+__all__ = ["IMAGE_SUFFIXES", "PACKAGE_DATASETS", "PackageDataset", "read_images", "read_source"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 64 << 20
@@ -195,6 +195,15 @@ class _FolderWalk:
             elif entry.suffix.lower() in IMAGE_SUFFIXES:
                 self._refuse(entry, "lies in no class folder; move it to a folder named after its class")
 
+    def run_flat(self) -> None:
+        """Collect what lies in the folder itself, as rows without a class."""
+        for entry in self._entries(self.root):
+            if reason := "is a folder" if _is_folder(entry) else _why_not_an_image(entry):
+                self._refuse(entry, reason)
+            else:
+                self.paths.append(entry)
+                self.labels.append("")
+
     def _visit(self, folder: Path, label: str, seen: set[tuple[int, int]]) -> None:
         if len(folder.relative_to(self.root).parts) > MAX_DEPTH:
             self._refuse(folder, f"lies deeper than {MAX_DEPTH} folders")
@@ -233,6 +242,20 @@ def _read_folder(source: str, root: Path) -> Dataset:
     paths = walk.paths
     rows = LazyRows([_row_id(path, root) for path in paths], walk.labels, lambda index: _read_file(paths[index]))
     return Dataset(rows=rows, bad=tuple(walk.bad), source=source)
+
+
+def read_images(root: Path) -> Dataset:
+    """Read the images that lie in one folder, without classes: their labels are empty.
+
+    Raises:
+        InvalidData: it cannot be read, or most of what is in it are no images.
+    """
+    walk = _FolderWalk(root)
+    walk.run_flat()
+    paths = walk.paths
+    refuse_mostly_bad(good=len(paths), bad=walk.bad, source=str(root))
+    rows = LazyRows([_row_id(path, root) for path in paths], walk.labels, lambda index: _read_file(paths[index]))
+    return Dataset(rows=rows, bad=tuple(walk.bad), source=str(root))
 
 
 def _is_folder(path: Path) -> bool:
