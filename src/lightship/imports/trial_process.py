@@ -1,4 +1,4 @@
-"""The trial in a process of its own: memory and CPU time are bounded, and it may write no file.
+"""Trials in a process of their own: memory and CPU time are bounded, and they may write no file.
 
 A graph is data, but what it makes an engine do is not bounded by its size: an operator may ask for all memory, loop
 without end, or find a fault in a kernel. Here that ends this process and not the one that asked. Messages go through
@@ -16,20 +16,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, BinaryIO, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import msgspec
 import numpy as np
 
 import lightship.errors
 from lightship.engine.machine import memory_limit_bytes, usable_cores
+from lightship.engine.runner import EngineOptions, load_runner
 from lightship.errors import InvalidInput, LightshipError, Refused
-from lightship.imports.trial import Bounds, Found, try_graph
+from lightship.imports.sizes import Sizes, try_sizes
+from lightship.imports.trial import MAX_RUN_S, Bounds, Found, try_graph
 from lightship.tasks.npz import read_npz, write_npz
+from lightship.tasks.task import Tensors
+from lightship.tasks.tensors import is_batched
 from lightship.types import Interface, Json, Progress, TensorSpec
 
-__all__ = ["try_apart"]
+__all__ = ["try_apart", "try_sizes_apart"]
 
 LIMIT_S = 600.0
 """Wall clock of a whole trial."""
@@ -42,13 +48,29 @@ _LENGTH = struct.Struct("<Q")
 _MAX_ANSWER_BYTES = 4 << 30
 
 
-class _Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+_Specs = tuple[tuple[str, str, tuple[int | str, ...]], ...]
+
+
+class _Task(msgspec.Struct, frozen=True, tag="trial", forbid_unknown_fields=True):
     graph: bytes
     given: bytes | None
     batch: int
     size: int
     upto: dict[str, int]
     batch_cpu_s: float
+    threads: int
+
+
+class _SizesTask(msgspec.Struct, frozen=True, tag="sizes", forbid_unknown_fields=True):
+    graph: bytes
+    reference: bytes
+    engine: str
+    options: dict[str, Any]
+    inputs: _Specs
+    outputs: _Specs
+    proven: dict[str, tuple[int, int]]
+    rows: tuple[bytes, ...]
+    tolerance: float
     threads: int
 
 
@@ -63,8 +85,8 @@ class _Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=T
 
 
 class _Answer(msgspec.Struct, frozen=True, tag="found", forbid_unknown_fields=True):
-    inputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
-    outputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
+    inputs: _Specs
+    outputs: _Specs
     proven: dict[str, tuple[int, int]]
     rows: tuple[bytes, ...]
     expected: bytes
@@ -74,7 +96,17 @@ class _Answer(msgspec.Struct, frozen=True, tag="found", forbid_unknown_fields=Tr
     words: tuple[str, ...]
 
 
-_Message = _Step | _Failed | _Answer
+class _SizesAnswer(msgspec.Struct, frozen=True, tag="sizes", forbid_unknown_fields=True):
+    problem: str
+    batch: int
+    mixed: float
+    tried: tuple[Any, ...]
+    words: tuple[str, ...]
+
+
+_Message = _Step | _Failed | _Answer | _SizesAnswer
+_AnyTask = _Task | _SizesTask
+_A = TypeVar("_A", _Answer, _SizesAnswer)
 
 
 def try_apart(
@@ -100,6 +132,53 @@ def try_apart(
         batch_cpu_s=bounds.batch_cpu_s,
         threads=usable_cores(),
     )
+    steps = _Steps(progress)
+    answer = _apart(task, _Answer, steps.show, limit_s=limit_s)
+    steps.done(answer)
+    return _found(answer)
+
+
+def try_sizes_apart(
+    graph: bytes,
+    *,
+    engine: str,
+    options: Mapping[str, Json],
+    reference: bytes,
+    interface: Interface,
+    rows: Sequence[Tensors],
+    tolerance: float,
+    limit_s: float = LIMIT_S,
+) -> Sizes:
+    """Run ``try_sizes`` in a process of its own and return what it found.
+
+    Args:
+        graph: of the variant.
+        engine: that runs it.
+        options: for the engine, as a bundle records them.
+        reference: the graph that the sizes of ``interface`` were proven for.
+        rows, tolerance: as for ``try_sizes``.
+
+    Raises:
+        Refused: it took too long or too much memory, or killed its process.
+        InvalidInput: the engine cannot load the graph.
+    """
+    task = _SizesTask(
+        graph=graph,
+        reference=reference,
+        engine=engine,
+        options=dict(options),
+        inputs=_plain_specs(interface.inputs),
+        outputs=_plain_specs(interface.outputs),
+        proven=dict(interface.proven),
+        rows=tuple(write_npz(row) for row in rows),
+        tolerance=tolerance,
+        threads=usable_cores(),
+    )
+    answer = _apart(task, _SizesAnswer, lambda _: None, limit_s=limit_s)
+    return Sizes(answer.problem, answer.batch, answer.mixed, answer.tried, answer.words)
+
+
+def _apart(task: _AnyTask, kind: type[_A], show: Callable[[_Step], None], *, limit_s: float) -> _A:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ORT_")}
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
         (sys.executable, "-P", "-m", "lightship.imports.trial_process", "--parent", str(os.getpid())),
@@ -118,7 +197,7 @@ def try_apart(
     timer.daemon = True
     timer.start()
     try:
-        return _converse(process, task, progress)
+        return _converse(process, task, kind, show)
     except (OSError, EOFError, msgspec.DecodeError) as exc:
         process.kill()
         code = process.wait()
@@ -132,21 +211,21 @@ def try_apart(
                 stream.close()
 
 
-def _converse(process: subprocess.Popen[bytes], task: _Task, progress: Progress) -> Found:
+def _converse(process: subprocess.Popen[bytes], task: _AnyTask, kind: type[_A], show: Callable[[_Step], None]) -> _A:
     assert process.stdin is not None  # noqa: S101 - both are pipes
     assert process.stdout is not None  # noqa: S101
     _write(process.stdin, msgspec.msgpack.encode(task))
     decoder: msgspec.msgpack.Decoder[_Message] = msgspec.msgpack.Decoder(_Message)
-    steps = _Steps(progress)
     while True:
         message = decoder.decode(_read(process.stdout))
         if isinstance(message, _Step):
-            steps.show(message)
+            show(message)
         elif isinstance(message, _Failed):
             raise _error(message)
+        elif isinstance(message, kind):
+            return message
         else:
-            steps.done(message)
-            return _found(message)
+            raise EOFError
 
 
 class _Steps:
@@ -189,7 +268,7 @@ def _ended(code: int, limit_s: float | None) -> LightshipError:
     why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return Refused(
         f"The graph ended the process that tried it ({why}): it took more memory than is allowed, or found a fault in "
-        "the engine. It is not imported. Try it with smaller bounds (--upto), or export it again."
+        "the engine. It is not taken. Try it with smaller bounds (--upto), or export it again."
     )
 
 
@@ -200,12 +279,17 @@ def _error(message: _Failed) -> LightshipError:
     return cls(text) if known and cls is not lightship.errors.MissingExtra else LightshipError(text)  # type: ignore[misc]
 
 
-def _found(answer: _Answer) -> Found:
-    def specs(items: tuple[tuple[str, str, tuple[int | str, ...]], ...]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name, dtype, shape) for name, dtype, shape in items)
+def _specs(items: _Specs) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, dtype, shape) for name, dtype, shape in items)
 
+
+def _plain_specs(specs: tuple[TensorSpec, ...]) -> _Specs:
+    return tuple((spec.name, spec.dtype, spec.shape) for spec in specs)
+
+
+def _found(answer: _Answer) -> Found:
     return Found(
-        interface=Interface(specs(answer.inputs), specs(answer.outputs), proven=answer.proven),
+        interface=Interface(_specs(answer.inputs), _specs(answer.outputs), proven=answer.proven),
         rows=tuple(read_npz(row) for row in answer.rows),
         expected=read_npz(answer.expected),
         tolerance=answer.tolerance,
@@ -272,8 +356,8 @@ def _run(task: _Task, out: BinaryIO) -> _Answer:
         tell=tell,
     )
     return _Answer(
-        inputs=tuple((spec.name, spec.dtype, spec.shape) for spec in found.interface.inputs),
-        outputs=tuple((spec.name, spec.dtype, spec.shape) for spec in found.interface.outputs),
+        inputs=_plain_specs(found.interface.inputs),
+        outputs=_plain_specs(found.interface.outputs),
         proven=dict(found.interface.proven),
         rows=tuple(write_npz(row) for row in found.rows),
         expected=write_npz(found.expected),
@@ -282,6 +366,20 @@ def _run(task: _Task, out: BinaryIO) -> _Answer:
         shapes=_plain(found.shapes),
         words=found.words,
     )
+
+
+def _run_sizes(task: _SizesTask) -> _SizesAnswer:
+    interface = Interface(_specs(task.inputs), _specs(task.outputs), proven=task.proven)
+    batched = is_batched(interface.inputs, interface.outputs)
+    own = EngineOptions(threads=task.threads, batched=batched, limit_s=MAX_RUN_S)
+    theirs = replace(EngineOptions.from_json(task.options, threads=task.threads), batched=batched, limit_s=MAX_RUN_S)
+    with ExitStack() as stack:
+        reference = load_runner(task.reference, options=own)
+        stack.callback(reference.close)
+        variant = load_runner(task.graph, engine=task.engine, options=theirs)
+        stack.callback(variant.close)
+        found = try_sizes(reference, variant, interface, [read_npz(row) for row in task.rows], tolerance=task.tolerance)
+    return _SizesAnswer(found.problem, found.batch, found.mixed, found.tried, found.words)
 
 
 def _plain(facts: Mapping[str, Json]) -> dict[str, Any]:
@@ -296,11 +394,11 @@ def _main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not stand among the messages
-    task = msgspec.msgpack.decode(_read(sys.stdin.buffer), type=_Task)
-    answer: _Answer | _Failed
+    task: _AnyTask = msgspec.msgpack.decode(_read(sys.stdin.buffer), type=_AnyTask)
+    answer: _Answer | _SizesAnswer | _Failed
     try:
         _bound(len(task.graph))
-        answer = _run(task, out)
+        answer = _run(task, out) if isinstance(task, _Task) else _run_sizes(task)
     except LightshipError as exc:
         answer = _Failed(type(exc).__name__, str(exc))
     except MemoryError:

@@ -1,0 +1,288 @@
+"""Try another graph of a model at every size that the model was proven for: it must answer there as it does alone.
+
+The proven range of a release holds for whatever variant it runs. So a variant is tried at the sizes of the ladder
+between the ends of each range, at the ends, and at all the largest together; beside the reference, so that a size that
+drawn values do not reach is no fault of the variant. Rows are tried beside other rows: dynamic quantization takes its
+scale from the whole batch, and an answer then depends on what else came in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightship.engine.difference import largest_difference
+from lightship.engine.runner import Runner
+from lightship.errors import InvalidTensor, LightshipError
+from lightship.imports.drawn import STYLES, draw
+from lightship.tasks.task import Tensors
+from lightship.tasks.tensors import BATCH, is_batched
+from lightship.types import Interface, Json
+
+__all__ = ["Sizes", "try_sizes"]
+
+LADDER = (1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100, 128, 129, 256, 512)
+_FLOOR_ULPS = 64.0
+_RUN_CPU_S = 10.0
+"""CPU time of one run: at least twice what an import allows, as a busy machine costs some."""
+_BATCHES_CPU_S = 5.0
+"""Every batch size is tried where that is cheap, else those of the ladder."""
+
+Tell = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What was found.
+
+    Attributes:
+        problem: why the variant cannot stand in for the reference at its proven sizes; empty when it can.
+        batch: the largest batch in which every row gets the answer that it gets alone; 1 when rows are mixed.
+        mixed: how far an answer moves with the rows beside it; 0 for a graph that does not mix rows.
+        tried: each size, and what was wrong.
+        words: what people should know, one line each.
+    """
+
+    problem: str
+    batch: int
+    mixed: float
+    tried: tuple[Json, ...]
+    words: tuple[str, ...]
+
+
+def _silent(what: str, runs: int) -> None:
+    """Tell nobody."""
+
+
+def try_sizes(
+    reference: Runner,
+    variant: Runner,
+    interface: Interface,
+    rows: Sequence[Tensors],
+    *,
+    tolerance: float,
+    tell: Tell | None = None,
+) -> Sizes:
+    """Run ``variant`` at the proven sizes of ``interface``.
+
+    Args:
+        reference: the graph that the sizes were proven for.
+        variant: the other one.
+        interface: of the bundle, with the proven ranges.
+        rows: of one shape each, without a batch axis (whole inputs of a graph without a batch dimension), at least one.
+        tolerance: largest difference between an answer alone and in a batch: that of the variant's golden examples.
+        tell: hears of the progress.
+    """
+    return _Sizes(reference, variant, interface, rows, tolerance, tell or _silent).found()
+
+
+class _Sizes:
+    def __init__(
+        self,
+        reference: Runner,
+        variant: Runner,
+        interface: Interface,
+        rows: Sequence[Tensors],
+        tolerance: float,
+        tell: Tell,
+    ) -> None:
+        self._reference, self._variant, self._interface = reference, variant, interface
+        self._tolerance, self._tell = tolerance, tell
+        self._batched = is_batched(interface.inputs, interface.outputs)
+        shape = {name: array.shape for name, array in rows[0].items()}
+        self._rows = [row for row in rows if {name: array.shape for name, array in row.items()} == shape]
+        self._start = self._sizes_of(self._rows[0])
+        self._tried: list[Json] = []
+        self._words: list[str] = []
+        self._runs = 0
+        self._cpu_s = 0.0
+
+    def found(self) -> Sizes:
+        most = self._interface.proven.get(BATCH, (1, 1))[1] if self._batched else 1
+        alone = [self._alone(row) for row in self._rows]
+        if isinstance(problem := next((each for each in alone if isinstance(each, str)), None), str):
+            return self._result(f"not even one row can be run: {problem}", 1, 0.0)
+        answers = [each for each in alone if not isinstance(each, str)]
+        mixed = self._mixed() if most > 1 else 0.0
+        batch = self._batch(most, answers) if not mixed else self._batch_that_runs(most)
+        problem = self._each_dimension() or self._all_at_their_largest(1 if mixed else batch)
+        return self._result(problem, batch, mixed)
+
+    def _result(self, problem: str, batch: int, mixed: float) -> Sizes:
+        return Sizes(problem, batch, mixed, tuple(self._tried), tuple(self._words))
+
+    # -- batches ------------------------------------------------------------------------------------------------
+
+    def _mixed(self) -> float:
+        """Return how far the answer to a row moves when others stand beside it, in a batch of the same size."""
+        beside = [self._rows[1 % len(self._rows)], self._rows[2 % len(self._rows)]]
+        drawn = [row for number in range(4) if (row := self._drawn(self._start, number=100 + number)) is not None]
+        others = [_scaled(row, 4.0) for row in (*drawn, *self._rows[3:])][:2]
+        worst = 0.0
+        for other in ([others] if len(others) == 2 else []) + [[self._rows[0], self._rows[0]]]:
+            try:
+                first = self._run(self._variant, _stack([self._rows[0], *beside]))
+                second = self._run(self._variant, _stack([self._rows[0], *other]))
+            except LightshipError:
+                continue
+            for name, array in first.items():
+                if array.shape[:1] != (3,) or second[name].shape[1:] != array.shape[1:]:
+                    continue
+                off = largest_difference(second[name][:1], array[:1])
+                if off > _floor(array[:1]):
+                    worst = max(worst, off)
+        return worst
+
+    def _batch(self, most: int, alone: Sequence[Tensors]) -> int:
+        """Return the largest batch in which each row gets the answer that it gets alone."""
+        self._run(self._variant, _stack(self._rows[:1]) if self._batched else self._rows[0])
+        cheap = self._cpu_s * most * (most + 1) / 2 <= _BATCHES_CPU_S
+        proven = 1
+        for size in (size for size in range(2, most + 1) if cheap or size in LADDER or size == most):
+            why = self._batch_problem(size, alone)
+            self._tried.append({"dimension": BATCH, "size": size, "problem": why or None})
+            if why:
+                self._words.append(f"batches end at {proven} rows: {size} rows fail, {why}")
+                break
+            proven = size
+        return proven
+
+    def _batch_that_runs(self, most: int) -> int:
+        """Return the largest batch that can be run at all, whatever the rows do to each other."""
+        for size in (most, *(size for size in reversed(LADDER) if size < most)):
+            try:
+                self._run(self._variant, _stack([self._rows[i % len(self._rows)] for i in range(size)]))
+            except LightshipError:
+                continue
+            return size
+        return 1
+
+    def _batch_problem(self, size: int, alone: Sequence[Tensors]) -> str:
+        batch = [self._rows[index % len(self._rows)] for index in range(size)]
+        try:
+            together = self._run(self._variant, _stack(batch))
+        except LightshipError as exc:
+            return _first_sentence(exc)
+        for name, array in together.items():
+            if array.shape[:1] != (size,):
+                return f"{size} rows gave {name!r} of shape {list(array.shape)}"
+            for index in range(size):
+                single = alone[index % len(alone)][name]
+                off = largest_difference(array[index : index + 1], single)
+                allowed = max(self._tolerance, _floor(single))
+                if off > allowed:
+                    return f"row {index} of {name!r} is {off:.3g} off its answer alone, allowed {allowed:.3g}"
+        return ""
+
+    # -- other dimensions ---------------------------------------------------------------------------------------
+
+    def _each_dimension(self) -> str:
+        for dim, (low, high) in self._interface.proven.items():
+            if (self._batched and dim == BATCH) or dim not in self._start:
+                continue
+            for size in sorted({low, high, *(size for size in LADDER if low < size < high)}):
+                if problem := self._problem_at({**self._start, dim: size}, rows=1):
+                    self._tried.append({"dimension": dim, "size": size, "problem": problem})
+                    return f"{dim} {size} fails: {problem}"
+                self._tried.append({"dimension": dim, "size": size, "problem": None})
+        return ""
+
+    def _all_at_their_largest(self, batch: int) -> str:
+        sizes = {dim: self._interface.proven.get(dim, (1, size))[1] for dim, size in self._start.items()}
+        if sizes == self._start and batch == 1:
+            return ""
+        problem = self._problem_at(sizes, rows=batch)
+        together: dict[str, Json] = {**sizes, **({BATCH: batch} if self._batched else {})}
+        self._tried.append({"dimension": "all together", "size": together, "problem": problem or None})
+        return f"all sizes at their largest fail: {problem}" if problem else ""
+
+    def _problem_at(self, sizes: Mapping[str, int], *, rows: int) -> str:
+        """Run the variant where the reference runs; return what is wrong."""
+        for style in STYLES:
+            drawn = draw(self._interface.inputs, {**sizes, BATCH: rows}, number=0, style=style)
+            try:
+                expected = self._run(self._reference, drawn)
+            except LightshipError:
+                continue
+            try:
+                found = self._run(self._variant, drawn)
+            except LightshipError as exc:
+                return _first_sentence(exc)
+            if self._cpu_s > _RUN_CPU_S * rows:
+                return f"it takes {self._cpu_s:.0f} s of CPU time"
+            return _problem_of(found, expected)
+        return ""  # nothing that can be drawn runs there: the reference was proven on other values
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    def _alone(self, row: Tensors) -> Tensors | str:
+        try:
+            return self._run(self._variant, _stack([row]) if self._batched else row)
+        except LightshipError as exc:
+            return _first_sentence(exc)
+
+    def _drawn(self, sizes: Mapping[str, int], *, number: int) -> Tensors | None:
+        """Return one row that the reference takes."""
+        for style in STYLES:
+            row = draw(self._interface.inputs, {**sizes, BATCH: 1}, number=number, style=style)
+            try:
+                self._run(self._reference, row)
+            except LightshipError:
+                continue
+            return {name: array.reshape(array.shape[1:]) for name, array in row.items()} if self._batched else row
+        return None
+
+    def _run(self, runner: Runner, inputs: Tensors) -> Tensors:
+        started = time.process_time()
+        outputs = runner.run(inputs)
+        self._cpu_s = time.process_time() - started
+        self._runs += 1
+        self._tell("sizes", self._runs)
+        return outputs
+
+    def _sizes_of(self, row: Tensors) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for spec in self._interface.inputs:
+            shape = spec.shape[1:] if self._batched else spec.shape
+            if len(shape) != row[spec.name].ndim:
+                raise InvalidTensor(
+                    f"A row of {spec.name!r} must have {len(shape)} dimensions. Got {list(row[spec.name].shape)}."
+                )
+            sizes |= {dim: n for dim, n in zip(shape, row[spec.name].shape, strict=True) if isinstance(dim, str)}
+        return sizes
+
+
+def _problem_of(found: Tensors, expected: Tensors) -> str:
+    for name, array in expected.items():
+        if found[name].shape != array.shape:
+            return f"{name!r} has the shape {list(found[name].shape)}, of the reference {list(array.shape)}"
+        if array.dtype.kind == "f" and (~np.isfinite(found[name]) & np.isfinite(array)).any():
+            return f"{name!r} is NaN or infinite where the reference is not"
+    return ""
+
+
+def _scaled(row: Tensors, factor: float) -> Tensors:
+    """Return a row with larger floats: neighbors must be unlike to be seen."""
+    return {name: (array * factor).astype(array.dtype) if array.dtype.kind == "f" else array
+            for name, array in row.items()}  # fmt: skip
+
+
+def _stack(rows: Sequence[Tensors]) -> Tensors:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _floor(array: np.ndarray) -> float:
+    """Return what rounding alone may do: some spacings of float32 at the largest value."""
+    if array.dtype.kind != "f":
+        return 0.0
+    finite = np.abs(array[np.isfinite(array)].astype(np.float64))
+    kind = np.float16 if array.dtype == np.float16 else np.float32
+    largest = min(float(finite.max(initial=0.0)), float(np.finfo(kind).max))
+    return _FLOOR_ULPS * float(np.spacing(kind(largest)))
+
+
+def _first_sentence(error: LightshipError) -> str:
+    return str(error).partition(". ")[0]

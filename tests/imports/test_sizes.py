@@ -1,0 +1,140 @@
+"""Another graph of a model at its proven sizes: what stands in for the reference must do so everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from tests.imports.conftest import attention, info, linear, model, node
+
+from lightship.errors import InvalidInput
+from lightship.imports.trial_process import try_sizes_apart
+from lightship.types import Interface, TensorSpec
+
+TOKENS = Interface(
+    tuple(TensorSpec(name, "INT64", ("batch", "seq")) for name in ("input_ids", "attention_mask")),
+    (TensorSpec("hidden", "FP32", ("batch", "seq", 8)), TensorSpec("pooled", "FP32", ("batch", 8))),
+    proven={"batch": (1, 16), "seq": (1, 40)},
+)
+TABLE = Interface(
+    (TensorSpec("x", "FP32", ("batch", 4)),), (TensorSpec("y", "FP32", ("batch", 2)),), proven={"batch": (1, 32)}
+)
+WEIGHT = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+
+
+def _tokens(count: int = 3, length: int = 8):
+    rng = np.random.default_rng(5)
+    return [
+        {"input_ids": rng.integers(0, 100, length), "attention_mask": np.ones(length, np.int64)} for _ in range(count)
+    ]
+
+
+def _rows(count: int = 4):
+    return [{"x": row} for row in np.random.default_rng(6).normal(size=(count, 4)).astype(np.float32)]
+
+
+def _try(graph, reference, interface, rows, *, tolerance=1e-5, engine="onnxruntime"):
+    return try_sizes_apart(
+        graph, engine=engine, options={}, reference=reference, interface=interface, rows=rows, tolerance=tolerance
+    )
+
+
+def _edited(graph: bytes, change) -> bytes:
+    loaded = onnx.load_from_string(graph)
+    change(loaded.graph)
+    return loaded.SerializeToString()
+
+
+def test_a_graph_that_is_the_same_does_everything():
+    """All batches, every length of the ladder, all together."""
+    found = _try(attention(), attention(), TOKENS, _tokens())
+
+    assert (found.problem, found.batch, found.mixed, found.words) == ("", 16, 0.0, ())
+    lengths = [each["size"] for each in found.tried if each["dimension"] == "seq"]
+    assert (lengths[0], lengths[-1]) == (1, 40)
+    assert {"dimension": "all together", "size": {"seq": 40, "batch": 16}, "problem": None} in found.tried
+
+
+def test_a_size_that_was_baked_in_is_found():
+    """A pass that folds a shape works at the calibrated length and nowhere else."""
+
+    def bake(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array([0, 8], np.int64), "baked"))
+        graph.node.insert(0, node("Reshape", ["input_ids", "baked"], ["ids8"]))
+        next(each for each in graph.node if each.op_type == "Gather").input[1] = "ids8"
+
+    found = _try(_edited(attention(), bake), attention(), TOKENS, _tokens())
+
+    assert found.problem.startswith("seq 1 fails")
+
+
+def test_rows_that_change_each_other_are_found():
+    """A scale taken from the whole batch, as dynamic quantization has it."""
+    nodes = [
+        node("Abs", ["x"], ["a"]),
+        node("ReduceMax", ["a"], ["top"], keepdims=0),
+        node("Div", ["x", "top"], ["n"]),
+        node("MatMul", ["n", "w"], ["m"]),
+        node("Mul", ["m", "top"], ["s"]),
+        node("Mul", ["s", "k"], ["r"]),
+        node("Round", ["r"], ["i"]),
+        node("Div", ["i", "top"], ["y"]),
+    ]
+    mixing = model(nodes, [info("x", ["N", 4])], [info("y", ["N", 2])], {"w": WEIGHT, "k": np.array(10, np.float32)})
+
+    found = _try(mixing, linear(), TABLE, _rows(), tolerance=10.0)
+
+    assert found.problem == ""
+    assert found.mixed > 1e-3
+    assert found.batch == 32
+
+
+def test_a_batch_that_gives_other_answers_ends_there():
+    """The seventeenth row is wrong; sixteen are proven."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "zero"], ["rows"]),
+        node("Greater", ["rows", "sixteen"], ["many"]),
+        node("Cast", ["many"], ["wrong"], to=TensorProto.FLOAT),
+        node("Add", ["m", "wrong"], ["y"]),
+    ]
+    weights = {"w": WEIGHT, "zero": np.array(0, np.int64), "sixteen": np.array(16, np.int64)}
+
+    found = _try(model(nodes, [info("x", ["N", 4])], [info("y", ["N", 2])], weights), linear(), TABLE, _rows())
+
+    assert (found.problem, found.batch) == ("", 16)
+    assert "17 rows fail, row 0 of 'y' is 1 off its answer alone" in found.words[0]
+
+
+def test_nan_at_a_size_is_a_problem():
+    """Where the reference gives numbers."""
+
+    def spoil(graph):
+        for each in graph.node:
+            if each.op_type == "ReduceMean":
+                each.input[0] = "spoiled"
+        graph.initializer.append(numpy_helper.from_array(np.array(30, np.int64), "thirty"))
+        graph.initializer.append(numpy_helper.from_array(np.array(np.nan, np.float32), "nan"))
+        graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "second"))
+        at = len(graph.node) - 1
+        for added in reversed(
+            [
+                node("Shape", ["input_ids"], ["sh"]),
+                node("Gather", ["sh", "second"], ["len"]),
+                node("Greater", ["len", "thirty"], ["long"]),
+                node("Where", ["long", "nan", "hidden"], ["spoiled"]),
+            ]
+        ):
+            graph.node.insert(at, added)
+
+    found = _try(_edited(attention(), spoil), attention(), TOKENS, _tokens())
+
+    assert found.problem == "seq 31 fails: 'pooled' is NaN or infinite where the reference is not"
+
+
+def test_a_graph_that_cannot_be_loaded_is_an_error_here():
+    """From the process of the trial to the caller."""
+    with pytest.raises(InvalidInput):
+        _try(b"no graph", linear(), TABLE, _rows())
