@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lightship.optimize.search import Rows
+from lightship.optimize.candidate import Rows
 
 SIDE, CLASSES = 8, 3
 
@@ -59,7 +59,7 @@ def bright_bands(count: int, *, seed: int) -> Rows:
     images = random.uniform(0, 0.2, (count, 1, SIDE, SIDE)).astype(np.float32)
     for band, rows in enumerate((slice(0, 3), slice(3, 5), slice(5, 8))):
         images[labels == band, :, rows, :] += 0.8
-    return Rows(images, labels)
+    return Rows({"image": images}, labels, "logits")
 
 
 @pytest.fixture(scope="session")
@@ -77,5 +77,5 @@ def selection() -> Rows:
 @pytest.fixture(scope="session")
 def calibration() -> list[dict[str, np.ndarray]]:
     """Two batches of 32 other rows."""
-    images = bright_bands(64, seed=5).images
+    images = bright_bands(64, seed=5).inputs["image"]
     return [{"image": images[:32]}, {"image": images[32:]}]

@@ -267,7 +267,7 @@ def test_absolute_garbage_has_no_traceback(site):
 
 def test_graph_that_runs_too_long_is_refused(site, reference, lightship, monkeypatch):
     """A loop of 2^62 rounds ends the command with 6 and one line, not never."""
-    monkeypatch.setattr("lightship.optimize.search.LONGEST_RUN_S", 0.5)
+    monkeypatch.setattr("lightship.optimize.candidate.LONGEST_RUN_S", 0.5)
     scalars = [
         helper.make_tensor_value_info("round", TensorProto.INT64, []),
         helper.make_tensor_value_info("go", TensorProto.BOOL, []),

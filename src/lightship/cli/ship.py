@@ -113,13 +113,13 @@ def optimize(recipe: Path, as_json: bool, quiet: bool) -> None:
     with make_progress(quiet=quiet) as progress:
         optimized = run(recipe, progress=progress)
     if as_json:
-        candidates = [candidate.to_json() for candidate in optimized.candidates]
-        click.echo(json.dumps({"candidates": candidates, "stages": _stages_json((optimized.finished,))}))
+        click.echo(json.dumps({**optimized.found, "stages": _stages_json((optimized.finished,))}))
         return
     _say_stages((optimized.finished,))
     for candidate in optimized.candidates:
-        speed = candidate.timing.words if candidate.timing else "not timed"
-        click.echo(f"  {candidate.name:<14} {candidate.dropped or 'proposed'}; {speed}")
+        speed = optimized.speed(candidate)
+        words = speed.timing.words if speed else "not timed"
+        click.echo(f"  {candidate.name:<24} {candidate.dropped or 'proposed'}; {words}")
 
 
 @click.command()

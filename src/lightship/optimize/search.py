@@ -1,48 +1,50 @@
 """Make variants, measure them on the machine at hand, and propose at most three to the gate.
 
-Only selection rows are looked at. A variant that cannot be made, answers plainly worse, or is not shown to be faster
-(when speed is asked for) is dropped with one line that says why; the reference is always an honest way out.
+Only selection rows are looked at. Cheap looks come first and losers go early: a variant is made, then its answers are
+held against the reference's, then it is timed in fresh processes, in more of them the longer it stays (successive
+halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each variant that is not proposed says why in one line; the
+reference is always an honest way out. What was done is kept in a folder, so a search that was stopped goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lightship.engine.measure import PairedTiming, interleaved
-from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
+from lightship.data.files import sha256_hex
+from lightship.engine.machine import usable_cores
+from lightship.engine.measure import PairedTiming, combined
 from lightship.errors import InvalidInput, LightshipError, Refused
-from lightship.optimize.variant_pass import PassFailed, VariantPass
-from lightship.types import Interface, Json, Progress
-from lightship.validate.logits import nonfinite_rows
+from lightship.optimize.answers import quality_of, require_same_interface
+from lightship.optimize.candidate import Candidate, Quality, Rows, Speed
+from lightship.optimize.floor import floor_of
+from lightship.optimize.front import with_front
+from lightship.optimize.ledger import Ledger
+from lightship.optimize.objective import Objective
+from lightship.optimize.plan import Plan
+from lightship.optimize.timing import Call, Clockwork, Sweep, Way
+from lightship.optimize.variant_pass import PassFailed, VariantPass, read_note
+from lightship.tasks.npz import write_npz
+from lightship.types import Json, Progress, Silent
+from lightship.validate.fidelity import FidelityBudget
 
-__all__ = [
-    "MOST_PROPOSED",
-    "Candidate",
-    "Rows",
-    "SearchSettings",
-    "count_correct",
-    "limited_runner",
-    "logits_of",
-    "measure_file",
-    "search",
-]
+__all__ = ["MOST_PROPOSED", "SearchResult", "SearchSettings", "measure_file", "search"]
 
 MOST_PROPOSED = 3
+REFERENCE = "reference"
 _PLAIN_LOSS = 0.05  # selection accuracy lost beyond which a gate look would be wasted, whatever the margin
-_LEAST_GAIN = 0.03  # of the time; a smaller gain is worth no other graph, and timing noise must not choose one
-_BATCH_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Encoded rows with their classes: images float32 (rows, channels, height, width), labels int64 (rows,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
+_TIE = 0.05  # costs that differ by less are taken for equal, and the better answers go first
+_ROUNDS = (1, 3, 7)  # fresh processes a candidate has been timed in after each round; 6 give a 95 % interval
+_KEPT = (0.5, 0.5, 1.0)  # share that stays after each round, never fewer than may be proposed
+_MAKING = 0.6  # share of the time after which no further variant is begun
+_SWEEP_SHARE, _PAIRS_SHARE = 0.02, 0.004  # of the time: for one process that sweeps, or times pairs
+_TIMED_ROWS = 64
+_CHECKED_SHARE = 0.04  # of the time: what a look at one variant's answers may cost
+_LEAST_CHECKED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,223 +52,473 @@ class SearchSettings:
     """What is preferred and how it is measured.
 
     Attributes:
-        objective: ``latency`` wants a variant that is shown to be faster; ``size`` one whose graph is smaller.
-        pairs: interleaved timing pairs per variant.
-        batch: rows in a timed call.
-        threads: threads of the engine while timing; the bundle records the same number.
+        objective: what a variant must be better at than the reference.
+        minutes: of the whole search; what is under way is finished, what was not begun is said.
+        batch: rows in a call whose latency counts.
+        batches: rows in a call that are tried for throughput; none beyond what the model was proven for.
+        pairs: most interleaved timing pairs a process.
+        threads: of the engines, each tried.
+        budget: how far answers may be from the reference's; None leaves that to the labels.
+        named: a person asked for these variants: what can be made is proposed, however fast it is and however it
+            answers, and the gate alone decides.
     """
 
-    objective: Literal["latency", "size"] = "latency"
-    pairs: int = 200
+    objective: Objective = field(default_factory=Objective)
+    minutes: float = 5.0
     batch: int = 1
-    threads: int = 1
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    pairs: int = 200
+    threads: tuple[int, ...] = field(default_factory=lambda: tuple(sorted({1, usable_cores()})))
+    budget: FidelityBudget | None = None
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A variant that was tried.
+class SearchResult:
+    """What was found.
 
     Attributes:
-        graph: ONNX bytes; empty when the pass failed.
-        correct: right answers on the selection rows.
-        rows: how many selection rows there were.
-        timing: against the reference (side a); None when it was not timed.
-        dropped: why it is not proposed; empty for a proposed one.
+        reference: the reference's own figures; its speeds are told as times a call and rows a second.
+        candidates: all that were tried, the proposed first and best first.
+        minutes: that it took, all runs together.
+        reference_calls: how the reference is best called, and what that takes.
+        floor: the least time of a call of the reference on this machine, see ``floor``; None when it cannot be told.
     """
 
-    name: str
-    precision: str
-    graph: bytes
-    correct: int = 0
-    rows: int = 0
-    timing: PairedTiming | None = None
-    dropped: str = ""
+    reference: Candidate
+    candidates: tuple[Candidate, ...]
+    objective: Objective
+    minutes: float
+    reference_calls: Mapping[str, Json]
+    floor: Mapping[str, Json] | None
+
+    @property
+    def proposed(self) -> tuple[Candidate, ...]:
+        """The candidates that the gate shall look at, best first."""
+        return tuple(each for each in self.candidates if not each.dropped)
 
     def to_json(self) -> dict[str, Json]:
-        """Return all but the graph's bytes."""
+        """Return what evidence and programs read: all but the graphs' bytes."""
+        reference = self.reference
         return {
-            "name": self.name,
-            "precision": self.precision,
-            "correct": self.correct,
-            "rows": self.rows,
-            "timing": self.timing.to_json() if self.timing else None,
-            "dropped": self.dropped,
+            "objective": dict(self.objective.weights),
+            "minutes": round(self.minutes, 2),
+            "cores": usable_cores(),
+            "reference": {
+                **self.reference_calls,
+                "size_bytes": reference.size_bytes,
+                "memory_bytes": reference.memory_bytes,
+                "quality": reference.quality.to_json() if reference.quality else None,
+            },
+            "candidates": [each.to_json() for each in self.candidates],
+            "floor": dict(self.floor) if self.floor else None,
         }
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any], graph: bytes) -> Candidate:
-        """Return the candidate that ``to_json`` wrote, with its graph."""
-        timing = PairedTiming.from_json(found["timing"]) if found["timing"] else None
-        return cls(**{**found, "timing": timing}, graph=graph)
 
 
 def search(
     reference: bytes,
-    passes: Sequence[VariantPass],
+    plans: Sequence[Plan],
     *,
     calibration: Sequence[Mapping[str, np.ndarray]],
     selection: Rows,
+    judged: bool = True,
     settings: SearchSettings,
-    named: bool = False,
+    folder: Path,
     progress: Progress,
-) -> tuple[Candidate, ...]:
-    """Try each pass on ``reference``; return all candidates, the proposed first and best first.
+) -> SearchResult:
+    """Try each plan on ``reference``; at most ``MOST_PROPOSED`` of the candidates have an empty ``dropped``.
 
-    At most ``MOST_PROPOSED`` have an empty ``dropped``. ``named`` means that a person asked for these passes: then
-    what can be made is proposed, however fast it is and however it answers, and the gate alone decides.
+    Args:
+        reference: ONNX bytes.
+        plans: what to try.
+        calibration: batches of training rows by the name of the input, for passes that need them.
+        selection: rows that answers are compared on, and that are timed.
+        judged: False when the rows are only there to be timed (they are drawn, not data): answers are compared all the
+            same, and what a lossless variant may not differ by is not judged here.
+        settings: see there.
+        folder: keeps what was made and measured; a later search with the same arguments goes on from it.
+        progress: hears what is done.
+
+    Raises:
+        LightshipError: the reference itself cannot be run.
     """
-    base_correct = _correct_within_limit(reference, selection, settings)
-    base = _timed_runner(reference, settings)
-    tried = []
-    progress.start("Make and measure variants", len(passes))
-    for each in passes:
-        candidate = _try(each, reference, calibration, base, selection, settings)
-        if not candidate.dropped and not named:
-            candidate = replace(candidate, dropped=_reason(candidate, len(reference), base_correct, settings))
-        tried.append(candidate)
-        progress.advance(note=f"{candidate.name}: {candidate.dropped or 'proposed'}")
-    base.close()
-    ranked = sorted(tried, key=lambda c: (bool(c.dropped), _cost(c, settings)))
-    result = [
-        replace(c, dropped=f"{MOST_PROPOSED} better ones are proposed") if i >= MOST_PROPOSED and not c.dropped else c
-        for i, c in enumerate(ranked)
-    ]
-    progress.done(f"{sum(not c.dropped for c in result)} of {len(result)} proposed")
-    return tuple(result)
+    return _Search(reference, calibration, selection, settings, Ledger(folder), progress, judged=judged).run(plans)
 
 
-def _try(
-    each: VariantPass,
-    reference: bytes,
-    calibration: Sequence[Mapping[str, np.ndarray]],
-    base: Runner,
-    selection: Rows,
-    settings: SearchSettings,
-) -> Candidate:
+def measure_file(
+    name: str, graph: bytes, *, reference: bytes, selection: Rows, settings: SearchSettings, folder: Path
+) -> SearchResult:
+    """Return a graph that somebody else made as the one candidate, measured and proposed.
+
+    Raises:
+        InvalidInput: the engine cannot load it, or it has another interface than the reference.
+        Refused: it reaches outside of itself, or it fails while it runs, or runs too long.
+    """
+    at_work = _Search(reference, (), selection, replace(settings, named=True), Ledger(folder), Silent(), judged=True)
     try:
-        graph = _applied(each, reference, calibration)
-        return measure(Candidate(each.name, each.precision, graph), base=base, selection=selection, settings=settings)
-    except PassFailed as exc:
-        return Candidate(each.name, each.precision, b"", dropped=str(exc))
-    except LightshipError as exc:
-        return Candidate(each.name, each.precision, b"", dropped=f"the engine does not run it: {exc}")
+        return at_work.measure_given(name, graph)
+    except (InvalidInput, Refused):
+        raise
+    except LightshipError as exc:  # of a graph that somebody gave, a run that fails is the graph's fault, not ours
+        raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
 
 
-def _applied(each: VariantPass, reference: bytes, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+class _Search:
+    """One search at work."""
+
+    def __init__(
+        self,
+        reference: bytes,
+        calibration: Sequence[Mapping[str, np.ndarray]],
+        selection: Rows,
+        settings: SearchSettings,
+        ledger: Ledger,
+        progress: Progress,
+        *,
+        judged: bool,
+    ) -> None:
+        self._calibration, self._selection, self._settings = calibration, selection, settings
+        self._ledger, self._progress, self._judged = ledger, progress, judged
+        self._graph = reference
+        self._threads = max(settings.threads)
+        rows = ledger.folder / "rows.npz"
+        rows.write_bytes(write_npz(selection.repeated(min(selection.count, _TIMED_ROWS))))
+        self._clockwork = Clockwork(rows, batched=selection.batched)
+        self._sweeps: dict[str, Sweep] = {}
+        self._timings: dict[tuple[str, str], list[PairedTiming]] = {}
+        ledger.keep_graph(REFERENCE, reference)
+        self._base = Candidate(REFERENCE, size_bytes=len(reference), sha256=sha256_hex(reference))
+
+    def run(self, plans: Sequence[Plan]) -> SearchResult:
+        self._measure_reference()
+        self._progress.start("Make variants and look at their answers", len(plans))
+        tried: list[Candidate] = []
+        for plan in plans:
+            tried.append(each := self._looked_at(plan, tried))
+            self._progress.advance(note=f"{each.name}: {each.dropped or self._front_words(tried)}")
+        self._progress.done(f"{sum(not each.dropped for each in tried)} of {len(tried)} answer well enough to be timed")
+        ranked = self._ranked(self._halved(tried))
+        return self._result(self._proposed(ranked))
+
+    def _result(self, candidates: Sequence[Candidate]) -> SearchResult:
+        return SearchResult(
+            reference=self._base,
+            candidates=with_front(self._base, candidates),
+            objective=self._settings.objective,
+            minutes=self._ledger.spent_s / 60,
+            reference_calls=self._reference_calls(),
+            floor=self._floor(),
+        )
+
+    def measure_given(self, name: str, graph: bytes) -> SearchResult:
+        """Measure a graph that was made elsewhere; a failure is an error here."""
+        self._measure_reference()
+        candidate = Candidate(name, precision="as given", size_bytes=len(graph), sha256=sha256_hex(graph))
+        self._ledger.keep_graph(name, graph)
+        candidate = self._answered(candidate)
+        candidate = self._swept(candidate)
+        candidate = self._timed(candidate)
+        return self._result([self._with_graph(candidate)])
+
+    # ---- the reference ----------------------------------------------------------------------------------------------
+
+    def _measure_reference(self) -> None:
+        self._progress.start("Measure the reference")
+        self._base = self._swept(self._base)
+        self._base = replace(self._base, quality=self._quality(self._base))
+        call = self._sweeps[REFERENCE]
+        self._progress.done(f"{call.call_ms[call.quickest(self._settings.batch)]:.3g} ms a call")
+
+    def _reference_calls(self) -> dict[str, Json]:
+        sweep = self._sweeps[REFERENCE]
+        quick, busy = sweep.quickest(self._settings.batch), sweep.busiest()
+        return {
+            "latency": {"p50_ms": sweep.call_ms[quick], "threads": quick.threads, "batch": quick.batch},
+            "throughput": {
+                "rows_per_s": 1000 * busy.batch / sweep.call_ms[busy],
+                "threads": busy.threads,
+                "batch": busy.batch,
+            },
+        }
+
+    def _floor(self) -> Mapping[str, Json] | None:
+        settings, sweep = self._settings, self._sweeps[REFERENCE]
+        call_ms = sweep.call_ms[sweep.quickest(settings.batch)]
+        floor = floor_of(self._graph, self._selection.repeated(settings.batch), call_ms=call_ms)
+        return floor.to_json(call_ms=call_ms) if floor else None
+
+    # ---- one candidate ----------------------------------------------------------------------------------------------
+
+    def _looked_at(self, plan: Plan, before: Sequence[Candidate]) -> Candidate:
+        """Make a candidate, compare its answers, find its best way to be called; dropped as soon as it has lost."""
+        candidate = Candidate(
+            plan.name, tuple(each.name for each in plan.passes), plan.engine, plan.options, plan.precision
+        )
+        if self._is_late(_MAKING) and before and not self._settings.named:
+            minutes = f"{self._settings.minutes:g} minutes"
+            return replace(candidate, dropped=f"not tried: too little was left of the {minutes}. Give it more")
+        try:
+            candidate = self._made(candidate, plan)
+            if twin := self._twin(candidate, before):
+                return replace(candidate, dropped=f"the same graph as {twin}, run in the same way")
+            candidate = self._answered(candidate)
+            if (reason := self._too_different(candidate)) and not self._settings.named:
+                return replace(candidate, dropped=reason)
+            return self._swept(candidate)
+        except PassFailed as exc:
+            return replace(candidate, dropped=str(exc))
+        except LightshipError as exc:
+            return replace(candidate, dropped=f"the engine does not run it: {exc}")
+
+    def _made(self, candidate: Candidate, plan: Plan) -> Candidate:
+        def work() -> Json:
+            graph = self._graph
+            for each in plan.passes:
+                graph = _applied(each, graph, self._calibration)
+            self._ledger.keep_graph(plan.name, graph)
+            return {"size_bytes": len(graph), "sha256": sha256_hex(graph), "note": _note(graph) if plan.passes else ""}
+
+        try:
+            found: Any = self._ledger.recall(f"make {plan.name}", work)
+        except LightshipError as exc:
+            raise PassFailed(str(exc)) from exc
+        notes = (found["note"],) if found["note"] else ()
+        return replace(candidate, size_bytes=found["size_bytes"], sha256=found["sha256"], notes=notes)
+
+    def _twin(self, candidate: Candidate, before: Sequence[Candidate]) -> str | None:
+        for other in (self._base, *before):
+            if (other.sha256, other.engine, dict(other.options)) == (
+                candidate.sha256,
+                candidate.engine,
+                dict(candidate.options),
+            ):
+                return other.name
+        return None
+
+    def _answered(self, candidate: Candidate) -> Candidate:
+        """Compare its answers; runs have a limit here, so this also shows that they end, also at the timed sizes."""
+        return replace(candidate, quality=self._quality(candidate))
+
+    def _quality(self, candidate: Candidate) -> Quality:
+        def work() -> Json:
+            batched = self._selection.batched
+            base = self._loaded(self._base).runner(threads=self._threads, batched=batched, limited=True)
+            try:
+                runner = self._loaded(candidate).runner(threads=self._threads, batched=batched, limited=True)
+                try:
+                    require_same_interface(runner.interface, base.interface)
+                    runner.run(self._selection.repeated(self._settings.batch))
+                    return quality_of(runner, base, self._affordable()).to_json()
+                finally:
+                    runner.close()
+            finally:
+                base.close()
+
+        found: Any = self._ledger.recall(f"answers {candidate.name}", work)
+        return Quality.from_json(found)
+
+    def _affordable(self) -> Rows:
+        """Return as many selection rows as can be looked at for each variant in the time there is."""
+        sweep = self._sweeps[REFERENCE]
+        busy = sweep.busiest()
+        row_s = sweep.call_ms[busy] / busy.batch / 1000
+        rows = int(max(_LEAST_CHECKED, self._seconds(_CHECKED_SHARE) / (2 * row_s)))
+        return self._selection.first(rows)
+
+    def _swept(self, candidate: Candidate) -> Candidate:
+        settings = self._settings
+        batches = sorted({settings.batch, *settings.batches}) if self._selection.batched else [1]
+
+        def work() -> Json:
+            sweep = self._clockwork.sweep(
+                self._way(candidate), threads=settings.threads, batches=batches, budget_s=self._seconds(_SWEEP_SHARE)
+            )
+            calls = [[call.threads, call.batch, ms] for call, ms in sweep.call_ms.items()]
+            return {"calls": calls, "memory_bytes": sweep.memory_bytes}  # type: ignore[dict-item]
+
+        found: Any = self._ledger.recall(f"sweep {candidate.name}", work)
+        calls = {Call(threads, batch): ms for threads, batch, ms in found["calls"]}
+        self._sweeps[candidate.name] = Sweep(calls, found["memory_bytes"])
+        return replace(candidate, memory_bytes=found["memory_bytes"])
+
+    def _timed(self, candidate: Candidate) -> Candidate:
+        """Time a candidate against the reference in one more fresh process for each goal."""
+        first = (candidate.name, "latency") not in self._timings
+        goals = ("latency", "throughput") if first else self._settings.objective.timed
+        for goal in goals:
+            speed = self._speed(candidate, goal)
+            candidate = replace(candidate, latency=speed) if goal == "latency" else replace(candidate, throughput=speed)
+        return candidate
+
+    def _speed(self, candidate: Candidate, goal: str) -> Speed:
+        mine, base = self._call(candidate.name, goal), self._call(REFERENCE, goal)
+        timings = self._timings.setdefault((candidate.name, goal), [])
+
+        def work() -> Json:
+            timing = self._clockwork.pairs(
+                (self._way(self._base), base),
+                (self._way(candidate), mine),
+                budget_s=self._seconds(_PAIRS_SHARE),
+                most_pairs=self._settings.pairs,
+            )
+            return timing.to_json()
+
+        found: Any = self._ledger.recall(f"pairs {goal} {candidate.name} {len(timings)}", work)
+        timings.append(PairedTiming.from_json(found))
+        return Speed(combined(timings), mine.threads, mine.batch, base.threads, base.batch)
+
+    def _call(self, name: str, goal: str) -> Call:
+        sweep = self._sweeps[name]
+        return sweep.quickest(self._settings.batch) if goal == "latency" else sweep.busiest()
+
+    def _way(self, candidate: Candidate) -> Way:
+        return Way(self._ledger.graph(candidate.name), candidate.engine, candidate.options)
+
+    def _loaded(self, candidate: Candidate) -> Candidate:
+        return candidate if candidate.graph else self._with_graph(candidate)
+
+    def _with_graph(self, candidate: Candidate) -> Candidate:
+        return replace(candidate, graph=self._ledger.graph(candidate.name).read_bytes())
+
+    # ---- all candidates ---------------------------------------------------------------------------------------------
+
+    def _halved(self, tried: Sequence[Candidate]) -> list[Candidate]:
+        """Time what is left, in more processes each round, and let the slower half go."""
+        alive = [each for each in tried if not each.dropped]
+        lost = [each for each in tried if each.dropped]
+        for number, processes in enumerate(_ROUNDS):
+            alive, failed = self._round(alive, processes)
+            lost += failed
+            keep = len(alive) if self._settings.named else max(MOST_PROPOSED, round(len(alive) * _KEPT[number]))
+            ranked = sorted(alive, key=self._cost)
+            lost += [replace(each, dropped=self._behind(each, ranked[0])) for each in ranked[keep:]]
+            alive = ranked[:keep]
+            if not self._settings.objective.timed or self._is_late(1.0):
+                break
+        return [*alive, *lost]
+
+    def _round(self, alive: Sequence[Candidate], processes: int) -> tuple[list[Candidate], list[Candidate]]:
+        self._progress.start(f"Time {len(alive)} variants in {processes} fresh processes each", len(alive))
+        fine, failed = [], []
+        for each in alive:
+            candidate = each
+            try:
+                while self._count(candidate) < processes and not (self._count(candidate) and self._is_late(1.0)):
+                    candidate = self._timed(candidate)
+                fine.append(candidate)
+            except LightshipError as exc:
+                failed.append(replace(candidate, dropped=f"the engine does not run it: {exc}"))
+            self._progress.advance(note=f"{each.name}: {self._settings.objective.words(candidate, self._base)}")
+        self._progress.done()
+        return fine, failed
+
+    def _count(self, candidate: Candidate) -> int:
+        goal = next(iter(self._settings.objective.timed), "latency")
+        return len(self._timings.get((candidate.name, goal), ()))
+
+    def _ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Give each loser its reason and sort: what may be proposed first, cheapest first, of equals the truest."""
+        judged = [each if each.dropped else replace(each, dropped=self._reason(each)) for each in candidates]
+        best = min((self._cost(each) for each in judged if not each.dropped), default=1.0)
+
+        def key(each: Candidate) -> tuple[bool, float, float, str]:
+            cost = self._cost(each)
+            step = cost if each.dropped or cost == float("inf") else float(int((cost / best - 1) / _TIE))
+            return (bool(each.dropped), step, -_truth(each), each.name)
+
+        return sorted(judged, key=key)
+
+    def _proposed(self, ranked: Sequence[Candidate]) -> list[Candidate]:
+        found = []
+        for place, each in enumerate(ranked):
+            if each.dropped:
+                found.append(each)
+            elif place >= MOST_PROPOSED:
+                found.append(replace(each, dropped=f"{MOST_PROPOSED} better ones are proposed"))
+            else:
+                found.append(self._with_graph(each))
+        return found
+
+    def _reason(self, candidate: Candidate) -> str:
+        objective = self._settings.objective
+        if self._settings.named or objective.shown(candidate, self._base):
+            return ""
+        return f"not shown to be better than the reference: {objective.words(candidate, self._base)}"
+
+    def _behind(self, candidate: Candidate, best: Candidate) -> str:
+        words = self._settings.objective.words
+        return f"behind others: {words(candidate, self._base)}; the best, {best.name}: {words(best, self._base)}"
+
+    def _too_different(self, candidate: Candidate) -> str:
+        """Say why a look at the gate rows would be wasted on this candidate; empty when it would not."""
+        quality, base = candidate.quality, self._base.quality
+        if quality is None or base is None or not self._judged:
+            return ""
+        if quality.nonfinite_rows and quality.correct is None:
+            return f"answers {quality.nonfinite_rows} of {quality.rows} selection rows with NaN or infinity"
+        if quality.correct is not None and base.correct is not None:
+            lost = (base.correct - quality.correct) / max(quality.rows, 1)
+            if lost > _PLAIN_LOSS:
+                return f"loses {lost:.1%} accuracy on the selection rows"
+        return _missed(quality, self._settings.budget) if self._settings.budget else ""
+
+    def _cost(self, candidate: Candidate) -> float:
+        return self._settings.objective.cost(candidate, self._base)
+
+    def _front_words(self, tried: Sequence[Candidate]) -> str:
+        """Say which candidate leads so far, by the unpaired times of the sweeps."""
+        goal = next(iter(self._settings.objective.timed), None)
+        alive = [each for each in tried if not each.dropped]
+        if goal is None or not alive:
+            return "made"
+        row_ms = {each.name: self._row_ms(each.name, goal) for each in alive}
+        leader = min(row_ms, key=lambda name: row_ms[name])
+        return f"{self._row_ms(REFERENCE, goal) / row_ms[tried[-1].name]:.2g}x; leading: {leader}"
+
+    def _row_ms(self, name: str, goal: str) -> float:
+        call = self._call(name, goal)
+        return self._sweeps[name].call_ms[call] / call.batch
+
+    def _is_late(self, share: float) -> bool:
+        return self._ledger.spent_s > self._seconds(share)
+
+    def _seconds(self, share: float) -> float:
+        return share * 60 * self._settings.minutes
+
+
+def _missed(quality: Quality, budget: FidelityBudget) -> str:
+    for name, found, least in (
+        ("agreement", quality.agreement, budget.min_agreement),
+        ("cosine", quality.cosine, budget.min_cosine),
+        ("SNR in dB", quality.snr_db, budget.min_snr_db),
+    ):
+        if found is not None and least is not None and found.estimate < least:
+            return f"{name} to the reference is {found.estimate:.4g} on the selection rows, below the {least:g} allowed"
+    return ""
+
+
+def _truth(candidate: Candidate) -> float:
+    quality = candidate.quality
+    if quality is None:
+        return 0.0
+    if quality.correct is not None:
+        return float(quality.correct)
+    return quality.cosine.estimate if quality.cosine else 0.0
+
+
+def _applied(each: VariantPass, graph: bytes, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
     try:
-        return each.apply(reference, calibration=calibration if each.needs_calibration else ())
+        return each.apply(graph, calibration=calibration if each.needs_calibration else ())
     except LightshipError:
         raise
     except Exception as exc:  # a pass may be anybody's code; its failure costs its own variant and no other
         raise PassFailed(f"{each.name} failed: {type(exc).__name__}: {exc}") from exc
 
 
-def measure_file(name: str, graph: bytes, *, reference: bytes, selection: Rows, settings: SearchSettings) -> Candidate:
-    """Return a graph that somebody else made as a measured, proposed candidate.
+def _note(graph: bytes) -> str:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    Raises:
-        InvalidInput: the engine cannot load it, or it has another interface than the reference.
-        Refused: it reaches outside of itself, or it fails while it runs, or runs too long.
-    """
-    base = _timed_runner(reference, settings)
     try:
-        return measure(Candidate(name, "as given", graph), base=base, selection=selection, settings=settings)
-    except (InvalidInput, Refused):
-        raise
-    except LightshipError as exc:  # of a graph that somebody gave, a run that fails is the graph's fault, not ours
-        raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
-    finally:
-        base.close()
-
-
-def measure(candidate: Candidate, *, base: Runner, selection: Rows, settings: SearchSettings) -> Candidate:
-    """Return the candidate with its right answers on the selection rows and its timing against ``base``.
-
-    Raises:
-        LightshipError: the engine cannot load or run the graph, a batch takes longer than ``LONGEST_RUN_S``, or the
-            interface is not that of ``base``.
-    """
-    inputs = {"image": np.ascontiguousarray(np.resize(selection.images, (settings.batch, *selection.images.shape[1:])))}
-    careful = limited_runner(candidate.graph, threads=settings.threads)
-    try:
-        _require_same_interface(careful.interface, base.interface)
-        correct = count_correct(careful, selection)
-        careful.run(inputs)  # the timed runs have no limit, so this one shows that they end
-    finally:
-        careful.close()
-    runner = _timed_runner(candidate.graph, settings)
-    timing = interleaved(lambda: base.run(inputs), lambda: runner.run(inputs), pairs=settings.pairs)
-    runner.close()
-    return replace(candidate, correct=correct, rows=len(selection.labels), timing=timing)
-
-
-def limited_runner(graph: bytes, *, threads: int = 1) -> Runner:
-    """Return a runner for answers: a batch that takes longer than ``LONGEST_RUN_S`` is stopped with an error."""
-    return load_runner(graph, options=EngineOptions(threads=threads, limit_s=LONGEST_RUN_S))
-
-
-def _timed_runner(graph: bytes, settings: SearchSettings) -> Runner:
-    """Return a runner for timing: as it will serve, without the cost of a limit."""
-    return load_runner(graph, options=EngineOptions(threads=settings.threads))
-
-
-def _correct_within_limit(graph: bytes, selection: Rows, settings: SearchSettings) -> int:
-    runner = limited_runner(graph, threads=settings.threads)
-    try:
-        return count_correct(runner, selection)
-    finally:
-        runner.close()
-
-
-def count_correct(runner: Runner, rows: Rows) -> int:
-    """Return how many rows the graph answers rightly; NaN or infinity is no answer."""
-    logits = logits_of(runner, rows.images)
-    right = logits.argmax(axis=1) == rows.labels
-    right[nonfinite_rows(logits)] = False
-    return int(right.sum())
-
-
-def _require_same_interface(found: Interface, wanted: Interface) -> None:
-    if _tensors(found) != _tensors(wanted):
-        raise InvalidInput(
-            f"A variant must take and give what the reference does: {_tensors(wanted)}. This graph: {_tensors(found)}. "
-            "Export it with the same names, types and sizes, and a free batch axis."
-        )
-
-
-def _tensors(interface: Interface) -> str:
-    """Spell names, types and shapes; a free dimension is a ``?`` whatever it is called."""
-    return " -> ".join(
-        ", ".join(
-            f"{each.name} {each.dtype} [{', '.join('?' if isinstance(dim, str) else str(dim) for dim in each.shape)}]"
-            for each in sorted(side, key=lambda spec: spec.name)
-        )
-        for side in (interface.inputs, interface.outputs)
-    )
-
-
-def logits_of(runner: Runner, images: np.ndarray) -> np.ndarray:
-    """Return the logits of all images, float32 (rows, classes), run in batches."""
-    parts = [
-        runner.run({"image": images[start : start + _BATCH_ROWS]})["logits"]
-        for start in range(0, len(images), _BATCH_ROWS)
-    ]
-    return np.concatenate(parts)
-
-
-def _reason(candidate: Candidate, reference_bytes: int, base_correct: int, settings: SearchSettings) -> str:
-    lost = (base_correct - candidate.correct) / max(candidate.rows, 1)
-    if lost > _PLAIN_LOSS:
-        return f"loses {lost:.1%} accuracy on the selection rows"
-    timing = candidate.timing
-    if settings.objective == "latency" and timing is not None and timing.ratio.high > 1 - _LEAST_GAIN:
-        return f"not shown to be faster than the reference by {_LEAST_GAIN:.0%}: {timing.words}"
-    if settings.objective == "size" and len(candidate.graph) >= reference_bytes:
-        return f"not smaller than the reference: {len(candidate.graph)} bytes against {reference_bytes}"
-    return ""
-
-
-def _cost(candidate: Candidate, settings: SearchSettings) -> float:
-    if settings.objective == "size":
-        return float(len(candidate.graph)) if candidate.graph else float("inf")
-    return candidate.timing.ratio.estimate if candidate.timing else float("inf")
+        return read_note(graph)
+    except DecodeError:  # what somebody's pass gave is no graph; the engine says so
+        return ""

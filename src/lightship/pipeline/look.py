@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,9 @@ from lightship.bundle.manifest import REFERENCE, TaskRef
 from lightship.bundle.statement import TASK_SUBJECT, Evidence
 from lightship.data.files import sha256_hex
 from lightship.errors import InvalidInput, LightshipError, Refused
-from lightship.optimize.search import limited_runner, logits_of
+from lightship.optimize.answers import scores_of
+from lightship.optimize.candidate import Candidate as Variant
+from lightship.optimize.candidate import Rows
 from lightship.pipeline.bench import Bench
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
@@ -26,8 +28,11 @@ from lightship.validate.checks.shapes import check_shapes
 from lightship.validate.gate import Policy, policy_named
 from lightship.validate.judge import Candidate, Judgement, judge
 from lightship.validate.logits import labels_of
+from lightship.validate.looks import Speed, look_at_scores, require_finite_reference
 
 __all__ = ["Judged", "Look", "task_ref"]
+
+_MOST_WORDS = 4_000
 
 
 def task_ref(prepared: Prepared) -> TaskRef:
@@ -37,13 +42,21 @@ def task_ref(prepared: Prepared) -> TaskRef:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A graph with its answers to the gate rows."""
+    """A variant with its answers to the gate rows."""
 
-    name: str
-    precision: str
-    graph: bytes
+    variant: Variant
     logits: np.ndarray
     subjects: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.variant.name
+
+    @property
+    def graph(self) -> bytes:
+        """The variant's graph."""
+        return self.variant.graph
 
 
 class Look:
@@ -55,50 +68,64 @@ class Look:
 
         self._bench, self._prepared, self._trained, self._optimized = bench, prepared, trained, optimized
         self._gate = bench.recipe.gate
-        self._speed_asked = not optimized.must_pass and bench.recipe.optimize.objective == "latency"
+        self._speed_asked = not optimized.must_pass and bool(optimized.objective.timed)
         self._images, self._truth = prepared.images("gate"), prepared.labels("gate")
         self._float32, self._float64 = torch_outputs(trained.model.module(), self._images)
         self.tolerance = parity_tolerance(self._float32, self._float64)
         task = {TASK_SUBJECT: task_ref(prepared).digest}
         reference = {"reference": sha256_hex(trained.reference)}
-        self._reference = Judged(
-            REFERENCE, "fp32", trained.reference, self._run(REFERENCE, trained.reference), {**task, **reference}
-        )
+        base = Variant(REFERENCE, graph=trained.reference)
+        self._reference = Judged(base, self._run(base), {**task, **reference})
         self._candidates = [
-            Judged(
-                each.name,
-                each.precision,
-                each.graph,
-                self._run(each.name, each.graph),
-                {**task, **reference, each.name: sha256_hex(each.graph)},
-            )
+            Judged(each, self._run(each), {**task, **reference, each.name: sha256_hex(each.graph)})
             for each in optimized.proposed
         ]
 
-    def _run(self, name: str, graph: bytes) -> np.ndarray:
-        runner = limited_runner(graph)
+    def _run(self, variant: Variant) -> np.ndarray:
+        runner = variant.runner(limited=True)
         try:
-            return logits_of(runner, self._images)
+            return scores_of(runner, Rows({"image": self._images}, self._truth, "logits"))
         except (InvalidInput, Refused):
             raise
         except LightshipError as exc:  # it answered the selection rows and fails on these: nothing can be judged
-            raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
+            raise Refused(f"The variant {variant.name!r} is refused, the engine does not run it: {exc}") from exc
         finally:
             runner.close()
 
     def judgement(self) -> Judgement:
         """Let the candidates pass, or not, against the reference."""
-        timings = {each.name: each for each in self._optimized.proposed}
-        setup: dict[str, Json] = {"batch": self._bench.recipe.optimize.batch, "engine": "onnxruntime", "threads": 1}
+        require_finite_reference(self._reference.logits)
         return judge(
+            [self._candidate(each) for each in self._candidates],
+            alpha=1 - self._gate.confidence,
+            named=self._named(),
+        )
+
+    def _candidate(self, judged: Judged) -> Candidate:
+        speed = self._optimized.speed(judged.variant)
+        if speed is None:
+            return Candidate(judged.name, self._look(judged, Speed(self._speed_asked)))
+        setup: dict[str, Json] = {
+            "engine": judged.variant.engine,
+            "threads": speed.threads,
+            "batch": speed.batch,
+            "reference_threads": speed.reference_threads,
+            "reference_batch": speed.reference_batch,
+            "processes": speed.timing.processes,
+        }
+        return Candidate(judged.name, self._look(judged, Speed(self._speed_asked, speed.timing, setup)))
+
+    def _look(self, judged: Judged, speed: Speed) -> Callable[[float], Sequence[Evidence]]:
+        return look_at_scores(
+            judged.name,
             self._truth,
             self._reference.logits,
-            [Candidate(c.name, c.logits, c.subjects, timings[c.name].timing, setup) for c in self._candidates],
+            judged.logits,
             labels=self._prepared.task.labels,
             margin=self._gate.margin,
-            alpha=1 - self._gate.confidence,
-            speed_asked=self._speed_asked,
-            named=self._named(),
+            harm_alpha=1 - self._gate.confidence,
+            subjects=judged.subjects,
+            speed=speed,
         )
 
     def _named(self) -> str | None:
@@ -161,7 +188,7 @@ class Look:
     def golden(self) -> Evidence:
         """Today's preprocessing against the answers that were recorded when the model was trained."""
         golden = self._trained.golden
-        runner = limited_runner(self._trained.reference)
+        runner = self._reference.variant.runner(limited=True)
         return check_golden(
             self._prepared.task,
             golden.files,
@@ -174,7 +201,7 @@ class Look:
 
     def shapes(self, chosen: Judged) -> Evidence:
         """Batch sizes that the chosen graph answers as it answers single rows."""
-        runner = limited_runner(chosen.graph)
+        runner = chosen.variant.runner(limited=True)
         return check_shapes(
             lambda images: runner.run({"image": images})["logits"],
             self._images,
@@ -184,18 +211,20 @@ class Look:
 
     def search(self, chosen: Judged) -> Evidence:
         """What was tried, how fast each variant is against the reference, and why each other one lost."""
-        optimize = self._bench.recipe.optimize
-        tried: list[Json] = [
-            {**each.to_json(), "sha256": sha256_hex(each.graph)} for each in self._optimized.candidates
-        ]
-        lost = "; ".join(f"{c.name}: {c.dropped}" for c in self._optimized.candidates if c.dropped)
+        found, optimize = self._optimized, self._bench.recipe.optimize
+        lost = "; ".join(f"{each.name}: {each.dropped}" for each in found.candidates if each.dropped)
         return Evidence(
             check="search",
             verdict=Verdict.PASSED,
             subjects=chosen.subjects,
-            summary=f"{len(tried)} variants tried" + (f". {lost}" if lost else ""),
-            measured={"candidates": tried, "reference_correct": self._optimized.reference_correct},
-            method={"objective": optimize.objective, "pairs": optimize.pairs, "batch": optimize.batch, "threads": 1},
+            summary=(f"{len(found.candidates)} variants tried" + (f". {lost}" if lost else ""))[:_MOST_WORDS],
+            measured=found.found,
+            method={
+                "rows": "selection",
+                "pairs": optimize.pairs,
+                "minutes": optimize.minutes,
+                "timing": "fresh processes, interleaved pairs, medians",
+            },
         )
 
     def overfitting(self) -> Evidence:

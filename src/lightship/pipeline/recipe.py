@@ -85,12 +85,27 @@ class Train(_Section):
 class Optimize(_Section):
     """How variants are made and one is chosen."""
 
-    variant: str = Field("auto", description="auto, reference, or the name of a pass whose variant must pass")
-    passes: tuple[str, ...] | None = Field(None, min_length=1, description="passes that auto tries; default: all")
-    objective: Literal["latency", "size"] = Field("latency", description="what auto prefers")
+    variant: str = Field("auto", description="auto, reference, or the name of a variant that must pass")
+    passes: tuple[str, ...] | None = Field(
+        None, min_length=1, description="passes or variants that auto tries; default: those that suit this machine"
+    )
+    objective: str = Field(
+        "latency", description="what auto prefers: latency, throughput, size, memory, or weights: latency=0.7,size=0.3"
+    )
+    minutes: float = Field(5.0, gt=0, le=10_080, description="time for making and measuring variants")
     calibration_rows: int = Field(256, ge=1, le=100_000, description="training rows that fix int8 ranges")
-    pairs: int = Field(200, ge=20, le=100_000, description="interleaved timing pairs per variant")
-    batch: int = Field(1, ge=1, le=1024, description="rows in a timed call")
+    pairs: int = Field(200, ge=20, le=100_000, description="most interleaved timing pairs per process")
+    batch: int = Field(1, ge=1, le=1024, description="rows in a call whose latency counts")
+
+    @field_validator("objective")
+    @classmethod
+    def _is_an_objective(cls, value: str) -> str:
+        from lightship.optimize.objective import Objective
+
+        try:
+            return str(Objective.parse(value))
+        except InvalidInput as exc:
+            raise ValueError(str(exc)) from exc
 
     @field_validator("passes", mode="before")
     @classmethod
@@ -119,7 +134,9 @@ class Optimize(_Section):
 
 def _check_pass(name: str, *, also: tuple[str, ...]) -> None:
     """Refuse an unknown pass now: it is first used when the training is over."""
-    known = (*also, *extension_names("passes"))
+    from lightship.optimize.plan import known_plans
+
+    known = (*also, *dict.fromkeys((*extension_names("passes"), *known_plans())))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,24 +12,12 @@ import numpy as np
 
 from lightship.bundle.manifest import REFERENCE
 from lightship.data.files import write_atomic
-from lightship.data.split import PARTS
 from lightship.engine.machine import fingerprint
 from lightship.pipeline.bench import Bench
-from lightship.types import Interval, Verdict
+from lightship.types import Interface, Json
 from lightship.validate.logits import labels_of
-from lightship.validate.metrics import accuracy, class_metrics, confusion_matrix
-from lightship.validate.report.facts import (
-    ClassFacts,
-    ConfusionFacts,
-    CurveFacts,
-    DataFacts,
-    EvidenceFacts,
-    ExampleFacts,
-    ReportFacts,
-    VariantFacts,
-    render_json,
-)
-from lightship.validate.statistics import wilson
+from lightship.validate.report.facts import CurveFacts, ExampleFacts, ReportFacts, render_json
+from lightship.validate.report.from_evidence import Given, facts_of
 
 if TYPE_CHECKING:
     from lightship.pipeline.stages.optimize import Optimized
@@ -36,22 +26,9 @@ if TYPE_CHECKING:
     from lightship.pipeline.stages.train import Trained
     from lightship.pipeline.stages.validate import Validated
 
-__all__ = ["report_facts", "write_report"]
+__all__ = ["interface_facts", "machine_facts", "report_facts", "write_report"]
 
 _WORST = 12
-_TITLES = {
-    "data": "The rows",
-    "accuracy": "Accuracy on the gate rows",
-    "parity": "The graph answers as the trained model does",
-    "golden": "Preprocessing is what it was at training",
-    "shapes": "Batch sizes",
-    "search": "What was tried",
-    "overfitting": "Training against validation",
-    "noninferiority": "The variant is as accurate as the reference",
-    "probabilities": "Probabilities are those of the reference",
-    "class_harm": "No class is harmed",
-    "latency": "Speed against the reference",
-}
 
 
 def write_report(
@@ -92,94 +69,39 @@ def report_facts(
     released: Released | None,
 ) -> ReportFacts:
     """Return what the report says. Nothing is measured here; numbers are those of the evidence."""
-    truth = prepared.labels("gate")
-    matrix = confusion_matrix(truth, labels_of(validated.logits), classes=len(prepared.task.labels))
-    confidence = bench.recipe.gate.confidence
-    return ReportFacts(
-        name=bench.recipe.name,
-        version=released.version if released else None,
-        created=validated.created,
-        released=validated.decision.released,
-        headline=validated.headlines[0],
-        reasons=validated.decision.reasons or validated.headlines[1:],
-        task=prepared.task.name,
-        data=_data(prepared, validated),
-        variants=_variants(optimized, trained, validated, confidence),
-        per_class=tuple(
-            ClassFacts(each.label, each.support, each.precision.estimate, each.recall.estimate, each.f1)
-            for each in class_metrics(matrix, prepared.task.labels, confidence=confidence)
+    found = facts_of(
+        validated.evidence,
+        Given(
+            name=bench.recipe.name,
+            version=released.version if released else None,
+            created=validated.created,
+            released=validated.decision.released,
+            headline=validated.headlines[0],
+            reasons=validated.decision.reasons or validated.headlines[1:],
+            task=prepared.task.name,
+            chosen=validated.chosen,
+            digests={row.check: row.digest for row in released.evidence} if released else {},
+            required=tuple(check for check, _ in validated.decision.required),
+            outcomes={each.name: (each.verdict, each.reason) for each in validated.outcomes},
+            source=prepared.dataset.source,
+            fingerprint=prepared.split.fingerprint,
+            size_bytes=_sizes(trained, optimized, validated),
+            lineage=_lineage(prepared, trained, validated, released),
+            machine=machine_facts(fingerprint()),
+            interface=interface_facts(
+                Interface(prepared.task.inputs, prepared.task.outputs, proven={"batch": validated.proven_batch})
+            ),
+            commands=_commands(bench, released),
+            signer=released.signer if released else "",
         ),
-        confusion=ConfusionFacts(prepared.task.labels, tuple(tuple(int(n) for n in row) for row in matrix)),
-        curves=_curves(trained),
-        worst=_worst(prepared, validated, truth),
-        evidence=_evidence(validated, released),
-        lineage=_lineage(prepared, trained, validated, released),
-        machine=_machine(),
-        commands=_commands(bench, released),
-        signer=released.signer if released else "",
-        gate_accuracy=accuracy(matrix, confidence=confidence),
     )
+    return replace(found, curves=_curves(trained), worst=_worst(prepared, validated, prepared.labels("gate")))
 
 
-def _data(prepared: Prepared, validated: Validated) -> DataFacts:
-    split = prepared.split
-    return DataFacts(
-        source=prepared.dataset.source,
-        rows=sum(len(split.part(part)) for part in PARTS),
-        bad_rows=len(prepared.bad),
-        duplicates=split.duplicates,
-        conflicts=len(split.conflicts),
-        parts={part: len(split.part(part)) for part in PARTS},
-        class_counts=split.class_counts,
-        fingerprint=split.fingerprint,
-        gate_looks=validated.gate_looks,
-    )
-
-
-def _variants(
-    optimized: Optimized, trained: Trained, validated: Validated, confidence: float
-) -> tuple[VariantFacts, ...]:
-    timings = [each.timing for each in optimized.candidates if each.timing]
-    # Each variant was timed beside the reference in a run of its own, and runs differ; what holds is the ratio within
-    # one. So all latencies are brought to one run of the reference: its quickest.
-    base_ms = min((timing.a_ms.p50 for timing in timings), default=0.0)
-    rows = max((each.rows for each in optimized.candidates), default=0)
-    reference = VariantFacts(
-        name=REFERENCE,
-        precision="fp32",
-        size_bytes=len(trained.reference),
-        accuracy=wilson(optimized.reference_correct, rows, confidence) if rows else None,
-        latency_p50_ms=base_ms if timings else None,
-        latency_p99_ms=min(t.a_ms.p99 for t in timings) if timings else None,
-        speedup=None,
-        chosen=validated.chosen == REFERENCE,
-        verdict=validated.decision.verdict if validated.chosen == REFERENCE else Verdict.PASSED,
-        reason="The faithful export of the trained model; what the others are measured against.",
-    )
-    outcomes = {each.name: each for each in validated.outcomes}
-    others = []
-    for each in optimized.candidates:
-        outcome = outcomes.get(each.name)
-        others.append(
-            VariantFacts(
-                name=each.name,
-                precision=each.precision,
-                size_bytes=len(each.graph),
-                accuracy=wilson(each.correct, each.rows, confidence) if each.rows else None,
-                latency_p50_ms=base_ms * each.timing.ratio.estimate if each.timing else None,
-                latency_p99_ms=each.timing.b_ms.p99 * base_ms / each.timing.a_ms.p50 if each.timing else None,
-                speedup=_inverse(each.timing.ratio) if each.timing else None,
-                chosen=each.name == validated.chosen,
-                verdict=outcome.verdict if outcome else Verdict.UNPROVEN,
-                reason=outcome.reason if outcome else each.dropped,
-            )
-        )
-    return (reference, *others)
-
-
-def _inverse(ratio: Interval) -> Interval:
-    """Turn a ratio of times into a speed-up."""
-    return Interval(1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low, ratio.confidence, ratio.n)
+def _sizes(trained: Trained, optimized: Optimized, validated: Validated) -> dict[str, int]:
+    found = {REFERENCE: len(trained.reference)}
+    found.setdefault(validated.chosen, len(validated.graph))
+    return found
 
 
 def _curves(trained: Trained) -> CurveFacts:
@@ -218,23 +140,6 @@ def _worst(prepared: Prepared, validated: Validated, truth: np.ndarray) -> tuple
     return tuple(found)
 
 
-def _evidence(validated: Validated, released: Released | None) -> tuple[EvidenceFacts, ...]:
-    required = {check for check, _ in validated.decision.required}
-    digests = {row.check: row.digest for row in released.evidence} if released else {}
-    return tuple(
-        EvidenceFacts(
-            check=each.check,
-            title=_TITLES.get(each.check, each.check),
-            verdict=each.verdict,
-            summary=each.summary,
-            digest=digests.get(each.check, ""),
-            required=each.check in required,
-            measured=each.measured,
-        )
-        for each in validated.evidence
-    )
-
-
 def _lineage(
     prepared: Prepared, trained: Trained, validated: Validated, released: Released | None
 ) -> tuple[tuple[str, str], ...]:
@@ -250,11 +155,20 @@ def _lineage(
     return tuple(rows)
 
 
-def _machine() -> tuple[tuple[str, str], ...]:
-    facts = fingerprint()
-    libraries = facts.pop("libraries")
+def machine_facts(machine: Mapping[str, Json]) -> tuple[tuple[str, str], ...]:
+    """Return a machine's fingerprint as lines to show, libraries last."""
+    rest = {name: value for name, value in machine.items() if name != "libraries"}
+    libraries = machine.get("libraries")
     named = libraries.items() if isinstance(libraries, dict) else ()
-    return tuple((str(name), str(value)) for name, value in (*facts.items(), *named))
+    return tuple((str(name), str(value)) for name, value in (*rest.items(), *named))
+
+
+def interface_facts(interface: Interface) -> tuple[tuple[str, str], ...]:
+    """Return what goes in and comes out, and the sizes that were proven, as lines to show."""
+    tensors = [("input", spec) for spec in interface.inputs] + [("output", spec) for spec in interface.outputs]
+    lines = [(f"{side} {spec.name}", f"{spec.dtype} [{', '.join(map(str, spec.shape))}]") for side, spec in tensors]
+    proven = [(f"proven {name}", f"{low} to {high}") for name, (low, high) in sorted(interface.proven.items())]
+    return (*lines, *proven)
 
 
 def _commands(bench: Bench, released: Released | None) -> tuple[tuple[str, str], ...]:

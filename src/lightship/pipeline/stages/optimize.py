@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,11 @@ from lightship.bundle.document import NAME_PATTERN
 from lightship.bundle.manifest import REFERENCE
 from lightship.data.files import sha256_hex
 from lightship.engine.machine import fingerprint
-from lightship.engine.runner import EngineOptions, load_runner
 from lightship.errors import InvalidInput
-from lightship.extensions import extension_names
-from lightship.optimize.search import Candidate, Rows, SearchSettings, count_correct, measure_file, search
-from lightship.optimize.variant_pass import load_pass
+from lightship.optimize.candidate import Candidate, Rows, Speed
+from lightship.optimize.objective import Objective
+from lightship.optimize.plan import Plan, default_plans, known_plans
+from lightship.optimize.search import SearchSettings, measure_file, search
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.stages.prepare import Prepared
@@ -36,21 +37,37 @@ class Optimized:
     """What was tried.
 
     Attributes:
+        reference: the reference's own figures.
         candidates: all variants, proposed ones first, best first.
-        reference_correct: right answers of the reference on the selection rows.
+        found: the whole search for evidence and programs.
         must_pass: the recipe or the command line named the variant, so the reference may not stand in for it.
     """
 
     finished: Finished
+    reference: Candidate
     candidates: tuple[Candidate, ...]
-    reference_correct: int
+    found: Mapping[str, Json]
     must_pass: bool
+
+    @property
+    def reference_correct(self) -> int:
+        """Right answers of the reference on the selection rows."""
+        quality = self.reference.quality
+        return quality.correct or 0 if quality else 0
+
+    @property
+    def objective(self) -> Objective:
+        """What was preferred."""
+        return Objective(self.found["objective"])  # type: ignore[arg-type]  # as to_json of a result wrote it
+
+    def speed(self, candidate: Candidate) -> Speed | None:
+        """Return the speed that the objective asks for; the latency when it asks for none."""
+        return candidate.throughput if self.objective.timed == ("throughput",) else candidate.latency
 
     @property
     def digest(self) -> str:
         """SHA-256 of what was tried and measured, whichever run of the stage did it; graphs go by their digests."""
-        tried = [f"{each.to_json()!r} {sha256_hex(each.graph)}" for each in self.candidates]
-        return sha256_hex("\n".join([str(self.reference_correct), *tried]).encode())
+        return sha256_hex((self.finished.path / "search.json").read_bytes())
 
     @property
     def proposed(self) -> tuple[Candidate, ...]:
@@ -69,26 +86,30 @@ def optimize(bench: Bench, prepared: Prepared, trained: Trained, *, variant: Pat
     """
     settings = bench.recipe.optimize
     given = _read_graph(variant) if variant else None
-    names = _pass_names(settings.variant, settings.passes) if given is None else ()
+    plans = _plans(settings.variant, settings.passes) if given is None else ()
     decided_by: dict[str, Json] = {
         "reference": sha256_hex(trained.reference),
         "rows": [prepared.split.fingerprints["train"], prepared.split.fingerprints["selection"]],
         "task": prepared.task.config(),
         "optimize": settings_json(settings),
-        "passes": list(names),
+        "plans": [plan.name for plan in plans],
         "variant": [_variant_name(variant), sha256_hex(given)] if variant and given is not None else None,
-        "code": code_digest("optimize", "engine", "tasks", "pipeline/stages/optimize.py"),
-        "libraries": library_versions("onnx", "onnxruntime", "numpy"),
+        "code": code_digest("optimize", "engine", "tasks", "validate/fidelity.py", "pipeline/stages/optimize.py"),
+        "libraries": library_versions("onnx", "onnxruntime", "openvino", "nncf", "numpy"),
         "machine": fingerprint()["digest"],
     }
     finished = bench.cache.run(
-        "optimize", decided_by, lambda folder, _: _work(bench, prepared, trained, (variant, given), names, folder)
+        "optimize",
+        decided_by,
+        lambda folder, scratch: _work(bench, prepared, trained, (variant, given), plans, folder, scratch),
     )
-    found = json.loads((finished.path / "candidates.json").read_bytes())
-    candidates = tuple(Candidate.from_json(each, _graph(finished.path, each["name"])) for each in found)
-    correct = json.loads((finished.path / "reference.json").read_bytes())["correct"]
+    found = json.loads((finished.path / "search.json").read_bytes())
     return Optimized(
-        finished, candidates, correct, must_pass=given is not None or settings.variant not in ("auto", "reference")
+        finished,
+        Candidate.from_json(found["reference"], trained.reference),
+        tuple(Candidate.from_json(each, _graph(finished.path, each["name"])) for each in found["result"]["candidates"]),
+        found["result"],
+        must_pass=given is not None or settings.variant not in ("auto", REFERENCE),
     )
 
 
@@ -108,13 +129,14 @@ def _read_graph(path: Path) -> bytes:
         ) from exc
 
 
-def _pass_names(variant: str, passes: tuple[str, ...] | None) -> tuple[str, ...]:
-    if variant == "reference":
+def _plans(variant: str, passes: tuple[str, ...] | None) -> tuple[Plan, ...]:
+    if variant == REFERENCE:
         return ()
-    names = (extension_names("passes") if passes is None else passes) if variant == "auto" else (variant,)
-    for name in names:
-        load_pass(name)  # an unknown name is refused before anything is measured
-    return names
+    if variant != "auto":
+        return (known_plans()[variant],)
+    if passes is None:
+        return default_plans()
+    return tuple(plan for plan in known_plans().values() if plan.is_of(passes))
 
 
 def _work(
@@ -122,36 +144,44 @@ def _work(
     prepared: Prepared,
     trained: Trained,
     given: tuple[Path | None, bytes | None],
-    names: tuple[str, ...],
+    plans: tuple[Plan, ...],
     folder: Path,
+    scratch: Path,
 ) -> None:
     recipe = bench.recipe.optimize
-    settings = SearchSettings(objective=recipe.objective, pairs=recipe.pairs, batch=recipe.batch)
-    selection = Rows(prepared.images("selection"), prepared.labels("selection"))
+    settings = SearchSettings(
+        objective=Objective.parse(recipe.objective),
+        minutes=recipe.minutes,
+        pairs=recipe.pairs,
+        batch=recipe.batch,
+        named=recipe.variant != "auto",
+    )
+    selection = Rows({"image": prepared.images("selection")}, prepared.labels("selection"), "logits")
     path, graph = given
-    candidates: tuple[Candidate, ...] = ()
     if path is not None and graph is not None:
-        candidates = (
-            measure_file(
-                _variant_name(path), graph, reference=trained.reference, selection=selection, settings=settings
-            ),
+        result = measure_file(
+            _variant_name(path),
+            graph,
+            reference=trained.reference,
+            selection=selection,
+            settings=settings,
+            folder=scratch,
         )
-    elif names:
-        candidates = search(
+    else:
+        result = search(
             trained.reference,
-            [load_pass(name) for name in names],
+            plans,
             calibration=_calibration(prepared.images("train")[: recipe.calibration_rows]),
             selection=selection,
             settings=settings,
-            named=recipe.variant != "auto",
+            folder=scratch,
             progress=bench.progress,
         )
-    correct = count_correct(load_runner(trained.reference, options=EngineOptions(threads=settings.threads)), selection)
-    (folder / "reference.json").write_text(json.dumps({"correct": correct}))
-    for candidate in candidates:
+    for candidate in result.candidates:
         if candidate.graph:
             (folder / f"{candidate.name}.onnx").write_bytes(candidate.graph)
-    (folder / "candidates.json").write_text(json.dumps([candidate.to_json() for candidate in candidates], indent=1))
+    found = {"reference": result.reference.to_json(), "result": result.to_json()}
+    (folder / "search.json").write_text(json.dumps(found, indent=1))
 
 
 def _calibration(images: np.ndarray) -> list[dict[str, np.ndarray]]:

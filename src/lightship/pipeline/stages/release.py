@@ -19,6 +19,7 @@ from lightship.bundle.statement import sign_evidence
 from lightship.bundle.store import BlobStore, StoredBundle
 from lightship.engine.machine import fingerprint
 from lightship.errors import BundleRefused, NotFound
+from lightship.optimize.candidate import ONNX_RUNTIME
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.stages.prepare import Prepared
@@ -101,9 +102,12 @@ def _work(
     for name, graph in graphs.items():
         path = f"variants/{name}/model.onnx"
         contents[path] = graph
-        precision = "fp32" if name == REFERENCE else validated.precision
+        chosen = validated.variant
         # No thread count here: how many suit a machine is that machine's affair, and the tolerance covers them.
-        variants.append(Variant(name, "onnxruntime", path, precision))
+        if name == REFERENCE:
+            variants.append(Variant(name, ONNX_RUNTIME, path, "fp32"))
+        else:
+            variants.append(Variant(name, chosen.engine, path, chosen.precision, chosen.options))
     manifest = build_bundle(
         store,
         task=validated.task,

@@ -17,6 +17,7 @@ from lightship.bundle.manifest import REFERENCE, TaskRef
 from lightship.bundle.statement import Evidence
 from lightship.data.files import sha256_hex
 from lightship.errors import GateRefused
+from lightship.optimize.candidate import Candidate
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.look import Look, task_ref
@@ -42,7 +43,7 @@ class Validated:
     Attributes:
         decision: the gate's.
         chosen: name of the variant that would be, or is, released.
-        precision: of that variant.
+        variant: that variant, with the way to run it.
         task: the task as the bundle will carry it.
         policy: JSON form of the policy that was applied.
         evidence: about the chosen variant, the reference and the rows.
@@ -56,7 +57,7 @@ class Validated:
     finished: Finished
     decision: Decision
     chosen: str
-    precision: str
+    variant: Candidate
     task: TaskRef
     policy: Mapping[str, Json]
     evidence: tuple[Evidence, ...]
@@ -141,7 +142,7 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
         finished=finished,
         decision=_decision(found["decision"]),
         chosen=found["chosen"],
-        precision=found["precision"],
+        variant=Candidate.from_json(found["variant"], b""),
         task=task_ref(prepared),
         policy=found["policy"],
         evidence=tuple(_evidence(each) for each in found["evidence"]),
@@ -191,7 +192,7 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
     found = {
         "decision": asdict(decision),
         "chosen": chosen.name,
-        "precision": chosen.precision,
+        "variant": chosen.variant.to_json(),
         "policy": policy.to_json(),
         "evidence": [_evidence_json(each) for each in evidence],
         "outcomes": [{"name": o.name, "verdict": o.verdict, "reason": o.reason} for o in judgement.outcomes],

@@ -1,0 +1,82 @@
+"""What a search tries: chains of passes on engines with options, each under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightship.engine.machine import has_fast_bf16
+from lightship.extensions import extension_names
+from lightship.optimize.candidate import ONNX_RUNTIME
+from lightship.optimize.variant_pass import VariantPass, load_pass
+from lightship.types import Json
+
+__all__ = ["Plan", "default_plans", "known_plans"]
+
+_FUSED = "fused"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to run the model, not tried yet.
+
+    Attributes:
+        passes: applied one after the other.
+        options: of the engine, as a bundle records them.
+    """
+
+    name: str
+    passes: tuple[VariantPass, ...]
+    engine: str = ONNX_RUNTIME
+    precision: str = "fp32"
+    options: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the answers stay the same up to the rounding of float32."""
+        return all(each.lossless for each in self.passes) and not self.options
+
+    def is_of(self, names: Sequence[str]) -> bool:
+        """Return whether a person who names these passes and plans means this one."""
+        return self.name in names or (bool(self.passes) and all(each.name in names for each in self.passes))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a pass must see rows."""
+        return any(each.needs_calibration for each in self.passes)
+
+
+def known_plans() -> dict[str, Plan]:
+    """Return every plan of the installed passes and engines, by its name, in the order in which they are tried.
+
+    Cheap ones first: when the time is over, what was not tried is what costs most to make.
+    """
+    passes = [load_pass(name) for name in extension_names("passes")]
+    engines = [ONNX_RUNTIME, *(name for name in extension_names("engines") if name != ONNX_RUNTIME)]
+    plans = [plan for engine in engines for plan in _on_engine(engine, passes)]
+    return {plan.name: plan for plan in sorted(plans, key=lambda plan: plan.needs_calibration)}
+
+
+def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
+    """Return what is tried when nobody names anything: no pass that asks to be named, no arithmetic this CPU lacks."""
+    return tuple(
+        plan
+        for plan in known_plans().values()
+        if all(each.default for each in plan.passes)
+        and (plan.lossless or not lossless_only)
+        and (plan.options.get("precision") != "bf16" or has_fast_bf16())
+    )
+
+
+def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:
+    prefix = "" if engine == ONNX_RUNTIME else f"{engine}-"
+    plans = [] if engine == ONNX_RUNTIME else [Plan(f"{engine}-fp32", (), engine)]
+    if engine == "openvino":
+        plans.append(Plan("openvino-bf16", (), engine, "bf16", {"precision": "bf16"}))
+    fused = next((each for each in passes if each.name == _FUSED), None)
+    for each in passes:
+        if engine in each.engines:
+            plans.append(Plan(f"{prefix}{each.name}", (each,), engine, each.precision))
+            if fused and engine in fused.engines and not each.lossless and not each.needs_calibration:
+                plans.append(Plan(f"{prefix}{_FUSED}-{each.name}", (fused, each), engine, each.precision))
+    return plans
