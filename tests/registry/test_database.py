@@ -144,7 +144,7 @@ def test_an_unproven_version_needs_consent(registry, add):
     """Without the flag, a version that lacks evidence, or has none at all, cannot become production."""
     add()
     add(unproven=True)
-    add(evidence=[])
+    add(bare=True)
 
     for version in (2, 3):
         with pytest.raises(GateRefused, match=rf"digits:{version} was released unproven.*--accept-unproven"):
@@ -157,7 +157,7 @@ def test_an_unproven_version_needs_consent(registry, add):
 def test_an_unproven_first_version_is_production_only_when_somebody_accepts_it(registry, add):
     """The place stays free for the first version that may have it, whichever way that comes."""
     add(unproven=True)
-    add(evidence=[])
+    add(bare=True)
     with pytest.raises(NotFound, match="no production"):
         registry.alias("digits")
 

@@ -21,11 +21,11 @@ def test_the_three_forms_of_a_reference_are_resolved(home, registry, add, digest
     add()
     add()
     registry.promote("digits", 2, "staging", who="ada")
-    bundles = [record.bundle for record in registry.versions("digits")]
+    bundles, releases = zip(*((one.bundle, one.release) for one in registry.versions("digits")), strict=True)
 
-    assert resolve(home, "digits") == Resolved("digits", 1, bundles[0], digest("digits 1"), "production")
-    assert resolve(home, "digits@staging") == Resolved("digits", 2, bundles[1], digest("digits 2"), "staging")
-    assert resolve(home, "digits:2") == Resolved("digits", 2, bundles[1], digest("digits 2"), None)
+    assert resolve(home, "digits") == Resolved("digits", 1, bundles[0], releases[0], "production")
+    assert resolve(home, "digits@staging") == Resolved("digits", 2, bundles[1], releases[1], "staging")
+    assert resolve(home, "digits:2") == Resolved("digits", 2, bundles[1], releases[1], None)
 
 
 def test_what_is_missing_is_answered_with_what_exists(home, registry, add):

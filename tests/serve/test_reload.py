@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 from lightship.data.home import Home
+from lightship.errors import BundleRefused
 from lightship.registry.database import open_database
 from lightship.tasks.image_pixels import png_bytes
 
@@ -280,7 +283,11 @@ def test_a_rollback_to_a_warm_worker_asks_again_who_is_trusted(serve, versions):
     for path in versions.trust.iterdir():
         path.unlink()
 
-    rollback(versions)
+    with pytest.raises(BundleRefused, match="not trusted"):
+        rollback(versions)
+    with contextlib.closing(sqlite3.connect(versions.registry)) as connection:  # somebody who may write the file
+        connection.execute("UPDATE aliases SET version = 1")
+        connection.commit()
 
     until(lambda: state(server)["references"][0]["failure"] is not None)
     assert state(server)["references"][0]["version"] == 2

@@ -32,6 +32,7 @@ __all__ = [
     "Verification",
     "evidence_path",
     "verify_folder",
+    "verify_statements",
     "verify_stored",
 ]
 
@@ -123,6 +124,21 @@ def verify_folder(path: Path, *, trust: TrustStore) -> Verification:
     return _verification(manifest, release, envelope, signer, evidence, absent=set())
 
 
+def verify_statements(store: BlobStore, release_digest: str, *, trust: TrustStore) -> Verification:
+    """Verify what a release in a store says: its signature, its manifest, and all evidence that it lists.
+
+    No other file is read, so this is quick however large the model is; ``variants`` is empty and ``files`` is 0.
+
+    Raises:
+        NotFound: the store has no release of that digest.
+        BundleRefused: anything is wrong; the message names the file.
+    """
+    envelope, release, signer, manifest = _stored_release(store, release_digest, trust=trust)
+    evidence = _stored_evidence(store, release, manifest, trust=trust)
+    every = {entry.path for entry in manifest.files}
+    return _verification(manifest, release, envelope, signer, evidence, absent=every)
+
+
 def verify_stored(store: BlobStore, release_digest: str, *, trust: TrustStore, complete: bool = True) -> Verification:
     """Verify a release in a store.
 
@@ -133,10 +149,7 @@ def verify_stored(store: BlobStore, release_digest: str, *, trust: TrustStore, c
         NotFound: the store has no release of that digest.
         BundleRefused: anything is wrong; the message names the file.
     """
-    digest = Digest.parse(release_digest)
-    envelope = store.get(digest, max_bytes=MAX_ENVELOPE_BYTES)
-    release, signer = open_release(envelope, trust=trust)
-    manifest = _manifest(_blob(store, MANIFEST_FILE, release.bundle, max_bytes=MAX_MANIFEST_BYTES), release)
+    envelope, release, signer, manifest = _stored_release(store, release_digest, trust=trust)
     absent: set[str] = set()
     for entry in manifest.files:
         name = f"sha256:{entry.sha256}"
@@ -148,12 +161,27 @@ def verify_stored(store: BlobStore, release_digest: str, *, trust: TrustStore, c
             raise BundleRefused(f"{entry.path} must have {entry.size:,} bytes. It has {size:,}.")
     if release.card is not None:
         _blob(store, CARD_FILE, release.card, max_bytes=MAX_CARD_BYTES)
+    evidence = _stored_evidence(store, release, manifest, trust=trust)
+    return _verification(manifest, release, envelope, signer, evidence, absent=absent)
+
+
+def _stored_release(
+    store: BlobStore, release_digest: str, *, trust: TrustStore
+) -> tuple[bytes, Release, Signer, Manifest]:
+    envelope = store.get(Digest.parse(release_digest), max_bytes=MAX_ENVELOPE_BYTES)
+    release, signer = open_release(envelope, trust=trust)
+    manifest = _manifest(_blob(store, MANIFEST_FILE, release.bundle, max_bytes=MAX_MANIFEST_BYTES), release)
+    return envelope, release, signer, manifest
+
+
+def _stored_evidence(
+    store: BlobStore, release: Release, manifest: Manifest, *, trust: TrustStore
+) -> tuple[EvidenceFound, ...]:
     envelopes = {
         place: _blob(store, place, listed, max_bytes=MAX_ENVELOPE_BYTES)
         for place, (_, listed) in zip(_listed_paths(release), release.evidence, strict=True)
     }
-    evidence = _judge_listed(envelopes, manifest, release, trust=trust)
-    return _verification(manifest, release, envelope, signer, evidence, absent=absent)
+    return _judge_listed(envelopes, manifest, release, trust=trust)
 
 
 def _manifest(data: bytes, release: Release) -> Manifest:

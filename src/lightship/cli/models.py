@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from lightship.cli.table import say_table
 if TYPE_CHECKING:
     from lightship.registry.database import Registry
     from lightship.registry.records import AliasMove, HistoryCheck, HistoryEntry, Live, ModelRecord, VersionRecord
+    from lightship.registry.releases import SignedVersion
 
 __all__ = ["history", "models", "promote", "rollback", "show"]
 
@@ -60,30 +61,43 @@ def models(as_json: bool) -> None:
 def show(reference: str, as_json: bool) -> None:
     """Show one version, its digests and its evidence, and which other versions there are.
 
-    A bare NAME shows its production.
+    A bare NAME shows its production. Status and evidence are read from the signed release; if that does not verify, or
+    the registry says something else, the exit code is 6.
     """
+    from lightship.errors import BundleRefused
+
     with _open() as registry:
         version = registry.find(reference)
         versions = registry.versions(version.name)
+        signed, problem = _signed(registry, version)
     if as_json:
         others = [{"version": v.version, "created": v.created, "aliases": list(v.aliases)} for v in versions]
-        click.echo(json.dumps({**asdict(version), "versions": others}))
-        return
-    _say_version(version)
-    click.echo("")
-    say_table(
-        ("CHECK", "VERDICT", "SUMMARY", "DIGEST"),
-        ((row.check, row.verdict, row.summary, _short(row.digest)) for row in version.evidence),
-        title="Evidence",
-    )
-    click.echo("")
+        click.echo(json.dumps({**_believed(version, signed, problem), "versions": others}))
+    else:
+        _say_version(version, signed, problem)
+        click.echo("")
+        say_table(
+            ("CHECK", "VERDICT", "SUMMARY", "DIGEST"),
+            (
+                (row.check, row.verdict if signed else f"{row.verdict} (not verified)", row.summary, _short(row.digest))
+                for row in (version if signed is None else signed).evidence
+            ),
+            title="Evidence",
+        )
+        click.echo("")
+        _say_versions(version.name, versions)
+    if problem:
+        raise BundleRefused(problem)
+
+
+def _say_versions(name: str, versions: Iterable[VersionRecord]) -> None:
     say_table(
         ("VERSION", "CREATED", "BY", "ALIASES", "NOTE"),
         (
             (str(v.version), _minute(v.created), v.created_by, " ".join(v.aliases), v.note)
             for v in versions
         ),
-        title=f"Versions of {version.name}",
+        title=f"Versions of {name}",
     )  # fmt: skip
 
 
@@ -178,16 +192,43 @@ def _say_move(move: AliasMove, as_json: bool) -> None:
         click.echo(f"{move.name}@{move.alias} is now version {move.to_version} (was {move.from_version}).")
 
 
-def _say_version(version: VersionRecord) -> None:
+def _signed(registry: Registry, version: VersionRecord) -> tuple[SignedVersion | None, str]:
+    """Return what was signed about a version, if it can be read, and what is wrong about it."""
+    from lightship.errors import BundleRefused
+    from lightship.registry.releases import contradiction
+
+    try:
+        signed = registry.signed(version)
+    except BundleRefused as exc:
+        return None, str(exc)
+    return signed, "" if signed is None else contradiction(version, signed)
+
+
+def _believed(version: VersionRecord, signed: SignedVersion | None, problem: str) -> dict[str, Any]:
+    """Return a version as JSON, with what was signed in place of what the registry says."""
+    shown = {**asdict(version), "unproven": version.unproven or signed is None or signed.unproven}
+    if signed is not None:
+        shown["evidence"] = [asdict(row) for row in signed.evidence]
+        signer = {"key_id": signed.signer.key_id, "name": signed.signer.name, "local": signed.signer.local}
+        return {**shown, "signed": {"status": signed.status, "signer": signer}, "problem": problem or None}
+    return {**shown, "signed": None, "problem": problem or None}
+
+
+def _status(version: VersionRecord, signed: SignedVersion | None, problem: str) -> str:
     from lightship.types import Verdict
 
-    status = f"released on {len(version.evidence)} checks"
-    if version.unproven:
-        lacking = ", ".join(row.check for row in version.evidence if row.verdict == Verdict.UNPROVEN)
-        status = f"unproven: {lacking or 'evidence'} {'was not measured' if lacking else 'is missing'}"
+    if signed is None:
+        return f"unproven: its signed release {'does not verify' if problem else 'is not in the store'}"
+    if not (signed.unproven or version.unproven):
+        return f"released on {len(signed.evidence)} checks"
+    lacking = ", ".join(row.check for row in signed.evidence if row.verdict == Verdict.UNPROVEN)
+    return f"unproven: {lacking or 'evidence'} {'was not measured' if lacking else 'is missing'}"
+
+
+def _say_version(version: VersionRecord, signed: SignedVersion | None, problem: str) -> None:
     lines = {
         f"{version.name}:{version.version}": " ".join(f"@{alias}" for alias in version.aliases) or "(no alias)",
-        "status": status,
+        "status": _status(version, signed, problem),
         "released": f"{_minute(version.created)} by {version.created_by}",
         "note": version.note or "-",
         "bundle": version.bundle,

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from lightship.data.files import canonical_json
 from lightship.data.home import Home
-from lightship.errors import Conflict, GateRefused, InvalidInput, LightshipError
+from lightship.errors import BundleRefused, Conflict, GateRefused, InvalidInput, LightshipError
 from lightship.registry.chain import breaks, live_aliases, previous_versions, sealed
 from lightship.registry.engines import reader, writer
 from lightship.registry.migrate import prepare
@@ -38,6 +38,7 @@ from lightship.registry.records import (
     Registered,
     VersionRecord,
 )
+from lightship.registry.releases import SignedVersion, contradiction, signed_version
 from lightship.registry.resolve import not_accepted, unknown_alias, unknown_name, unknown_version
 from lightship.registry.sqlite import as_error, connect_reader, write_lock
 from lightship.registry.tables import ALIASES, CHAIN_HEAD, GATE_LOOKS, HISTORY, MODELS, VERSIONS
@@ -63,22 +64,25 @@ def open_database(home: Home, *, read_only: bool = False, clock: Callable[[], da
         connect_reader(home.registry).close()
     else:
         prepare(home.registry)
-    return Registry(home.registry, read_only=read_only, clock=clock)
+    return Registry(home, read_only=read_only, clock=clock)
 
 
 class Registry:
     """Names, versions, aliases and history in one SQLite file. Safe to use from threads and from many processes.
 
-    All answers are frozen values of ``records``. Besides the errors that each method names, all raise ``Unavailable``
-    when another process holds the file for too long, and ``LightshipError`` when the file or its disk is damaged.
+    All answers are frozen values of ``records``. Where it decides something whether a version is proven, that is read
+    from its signed release in the store: the file's own columns are not signed. Besides the errors that each method
+    names, all raise ``Unavailable`` when another process holds the file for too long, and ``LightshipError`` when the
+    file or its disk is damaged.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False, clock: Callable[[], datetime] = now) -> None:
-        self.path = path
+    def __init__(self, home: Home, *, read_only: bool = False, clock: Callable[[], datetime] = now) -> None:
+        self.path: Path = home.registry
         self.read_only = read_only
+        self._home = home
         self._clock = clock
-        self._reader = reader(path)
-        self._writer = writer(path)
+        self._reader = reader(self.path)
+        self._writer = writer(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +154,14 @@ class Registry:
         with self._read() as connection:
             return _find(connection, Reference(check_name(name), check_alias(alias), None))
 
+    def signed(self, record: VersionRecord) -> SignedVersion | None:
+        """Return what was signed about a version, or ``None`` if the store does not have its release.
+
+        Raises:
+            BundleRefused: a signature or a digest is wrong, or the release is of something else.
+        """
+        return signed_version(self._home, record.name, record.version, bundle=record.bundle, release=record.release)
+
     def history(self, name: str | None = None, at: datetime | date | str | None = None) -> History:
         """Return what happened, and what was live, up to a moment.
 
@@ -209,15 +221,18 @@ class Registry:
                 record and returns its digest. It runs while no other process can take a number, so it must be quick;
                 when it raises, nothing is registered.
             who: the person or program that registers.
-            evidence: one row for each piece that the release rests on.
+            evidence: one row for each piece that the release rests on. Left out, they are read from the release.
             why: the reason, for the history.
             note: what people should know about this version.
             version: a number to use in place of the next one; it must be above all that exist.
-            unproven: the release lacks evidence that it should have; so does one without any. See ``promote``.
-            accept_unproven: ``who`` accepts that, so that it may become production; the history says so.
+            unproven: the release lacks evidence that it should have. So does one that is structural, that lists no
+                evidence or that the store does not have, whatever is said here. See ``promote``.
+            accept_unproven: ``who`` accepts that, so that it may become production; the history says so. Only ``True``
+                is consent.
 
         Raises:
-            InvalidInput: a name, digest or text that is not allowed.
+            InvalidInput: a name, digest or text that is not allowed, or other evidence than the release lists.
+            BundleRefused: the release does not verify, or is of another name, version or bundle.
             Conflict: ``version`` is taken or too low, or another name differs only in its separators.
         """
         check_name(name)
@@ -234,22 +249,24 @@ class Registry:
                         f"The bundle {bundle} is version {known.version} of {name!r} already, not {version}."
                     )
                 record = _find(connection, Reference(name, None, known.version))
-                alias = _take_free_place(connection, record, accept_unproven, at=at, who=who)
+                alias = self._take_free_place(connection, record, accept_unproven, at=at, who=who)
                 return Registered(name, known.version, known.bundle, known.release, is_new=False, alias=alias)
             model_id = _add_model(connection, name, at)
             number = _next_version(connection, model_id, name, version)
             release_digest = release if isinstance(release, str) else release(number)
             _check_digests(release_digest)
+            signed = signed_version(self._home, name, number, bundle=bundle, release=release_digest)
+            rows = _rows(f"{name}:{number}", tuple(evidence), signed)
             connection.execute(
                 insert(VERSIONS).values(
                     model_id=model_id, version=number, bundle=bundle, release=release_digest, created=at,
-                    created_by=who, note=note, unproven=unproven or not evidence,
-                    evidence=canonical_json([asdict(row) for row in evidence]).decode(),
+                    created_by=who, note=note, unproven=bool(unproven) or signed is None or signed.unproven,
+                    evidence=canonical_json([asdict(row) for row in rows]).decode(),
                 )
             )  # fmt: skip
             record = _find(connection, Reference(name, None, number))
             _append(connection, record, at=at, who=who, action="register", why=why)
-            alias = _take_free_place(connection, record, accept_unproven, at=at, who=who)
+            alias = self._take_free_place(connection, record, accept_unproven, at=at, who=who)
         return Registered(name, number, bundle, release_digest, is_new=True, alias=alias)
 
     def promote(
@@ -264,9 +281,13 @@ class Registry:
     ) -> AliasMove:
         """Point an alias at a version. An alias that points there already stays, and nothing is written.
 
+        What counts is the signed release in the store: a version whose release is structural, or not there, is
+        unproven whatever the registry says of it.
+
         Raises:
             NotFound: there is no such name or version.
-            GateRefused: the version is unproven and ``accept_unproven`` was not given.
+            GateRefused: the version is unproven and ``accept_unproven`` is not ``True``.
+            BundleRefused: its release does not verify, or the registry says something else of it.
         """
         check_alias(alias)
         check_version(version)
@@ -276,8 +297,8 @@ class Registry:
             current = _alias_version(connection, name, alias)
             if current == version:
                 return AliasMove(name, alias, version, version, changed=False)
-            if record.unproven:
-                _require_accepted(record, accept_unproven, command=f"promote {name}:{version}")
+            if lacking := self._lacking(record):
+                _require_accepted(record, lacking, accept_unproven, command=f"promote {name}:{version}")
                 why = _accepted(why)
             _move(connection, record, alias, current, at=at, who=who, action="promote", why=why)
         return AliasMove(name, alias, current, version, changed=True)
@@ -290,8 +311,9 @@ class Registry:
         Raises:
             NotFound: there is no such name or alias.
             Conflict: the alias had no version before.
-            GateRefused: that version is unproven, nobody has accepted it for this alias, and ``accept_unproven`` was
-                not given.
+            GateRefused: that version is unproven, nobody has accepted it for this alias, and ``accept_unproven`` is
+                not ``True``.
+            BundleRefused: its release does not verify, or the registry says something else of it.
         """
         check_alias(alias)
         _check_text("why", why)
@@ -305,8 +327,9 @@ class Registry:
                     f"Use `lightship promote {name}:VERSION --alias {alias}`."
                 )
             record = _find(connection, Reference(name, None, been[-2]))
-            if record.unproven and not any(e.version == record.version and ACCEPTED in e.why for e in moves):
-                _require_accepted(record, accept_unproven, command=f"rollback {name}")
+            accepted = any(e.version == record.version and ACCEPTED in e.why for e in moves)
+            if (lacking := self._lacking(record)) and not accepted:
+                _require_accepted(record, lacking, accept_unproven, command=f"rollback {name}")
                 why = _accepted(why)
             _move(connection, record, alias, current, at=at, who=who, action="rollback", why=why)
         return AliasMove(name, alias, current, record.version, changed=True)
@@ -323,6 +346,36 @@ class Registry:
             connection.execute(insert_or(GATE_LOOKS).values(row).on_conflict_do_nothing())
             query = select(func.count()).where(GATE_LOOKS.c.fingerprint == fingerprint)
             return int(connection.execute(query).scalar_one())
+
+    # -- trust --------------------------------------------------------------------------------------------------
+
+    def _lacking(self, record: VersionRecord) -> str:
+        """Return why a version is unproven, by its signed release; nothing if it is proven.
+
+        Raises:
+            BundleRefused: the release does not verify, or the registry says something else of it.
+        """
+        signed = self.signed(record)
+        if signed is None:
+            return f"its signed release {record.release} is not in the store"
+        if problem := contradiction(record, signed):
+            raise BundleRefused(problem)
+        if signed.unproven or record.unproven:
+            return "evidence that shows it to be right is missing"
+        return ""
+
+    def _take_free_place(
+        self, connection: Connection, record: VersionRecord, accept_unproven: bool, *, at: str, who: str
+    ) -> str | None:
+        """Make a version production if the name never had one and this one may be it; return the alias it got."""
+        if any(entry.alias == PRODUCTION for entry in _history(connection, name=record.name)):
+            return None
+        lacking = self._lacking(record)
+        if lacking and accept_unproven is not True:
+            return None
+        why = _accepted("first version") if lacking else "first version"
+        _move(connection, record, PRODUCTION, None, at=at, who=who, action="promote", why=why)
+        return PRODUCTION
 
     # -- transactions -------------------------------------------------------------------------------------------
 
@@ -361,10 +414,24 @@ def _check_digests(*digests: str) -> None:
             raise InvalidInput(f"A digest must be 'sha256:' and 64 hex digits. Got {digest[:80]!a}.")
 
 
-def _require_accepted(record: VersionRecord, accepted: bool, *, command: str) -> None:
-    if not accepted:
+def _rows(what: str, given: tuple[EvidenceRow, ...], signed: SignedVersion | None) -> tuple[EvidenceRow, ...]:
+    """Return the evidence of a version: what its release lists, which is what is said of it if anything is."""
+    if signed is None or given == signed.evidence:
+        return given
+    if given:
+        raise InvalidInput(
+            f"`evidence` of {what} must be what its signed release lists: "
+            f"{', '.join(row.check for row in signed.evidence) or 'none'}. "
+            f"Got {', '.join(row.check for row in given)}, or the same with another verdict, summary or digest. "
+            "Leave it out: it is read from the release."
+        )
+    return signed.evidence
+
+
+def _require_accepted(record: VersionRecord, lacking: str, accepted: bool, *, command: str) -> None:
+    if accepted is not True:  # a text such as "no" is no consent
         raise GateRefused(
-            f"{record.name}:{record.version} was released unproven: evidence that shows it to be right is missing. "
+            f"{record.name}:{record.version} was released unproven: {lacking}. "
             f"See `lightship show {record.name}:{record.version}`; go on all the same with "
             f"`lightship {command} --accept-unproven`."
         )
@@ -372,19 +439,6 @@ def _require_accepted(record: VersionRecord, accepted: bool, *, command: str) ->
 
 def _accepted(why: str) -> str:
     return f"{why} {ACCEPTED}".strip()
-
-
-def _take_free_place(
-    connection: Connection, record: VersionRecord, accept_unproven: bool, *, at: str, who: str
-) -> str | None:
-    """Make a version production if the name never had one and this one may be it; return the alias it got."""
-    if record.unproven and not accept_unproven:
-        return None
-    if any(entry.alias == PRODUCTION for entry in _history(connection, name=record.name)):
-        return None
-    why = _accepted("first version") if record.unproven else "first version"
-    _move(connection, record, PRODUCTION, None, at=at, who=who, action="promote", why=why)
-    return PRODUCTION
 
 
 def _check_text(what: str, text: str, *, limit: int = _TEXT_CHARACTERS) -> None:
