@@ -10,6 +10,7 @@ import pytest
 from lightship.bundle.statement import Evidence
 from lightship.errors import GateRefused, InvalidInput
 from lightship.types import Verdict
+from lightship.validate.fidelity import FidelityBudget
 from lightship.validate.gate import Policy, apply_policy, policy_named, require
 
 POLICY = policy_named("standard", min_accuracy=0.955, margin=0.01)
@@ -128,7 +129,12 @@ def test_policy_is_written_without_floats():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("strict", "Known: standard, structural"), ("standard", "needs `min_accuracy` and `margin`")]
+    ("name", "message"),
+    [
+        ("strict", "Known: standard, structural, fidelity, labeled"),
+        ("standard", "needs `min_accuracy` and `margin`"),
+        ("labeled", "needs `margin`"),
+    ],
 )
 def test_unknown_or_incomplete_policies_are_refused(name, message):
     """A policy without numbers would prove nothing."""
@@ -143,3 +149,64 @@ def test_undecided_does_not_ask_for_fewer_rows_than_there_are():
     (reason,) = apply_policy(Policy("p", required=("accuracy",)), [seen]).reasons
 
     assert "121" not in reason
+
+
+FIDELITY = policy_named("fidelity", alpha=0.05)
+STRICT = {"alpha": 0.05 / 3, "budget": FidelityBudget(max_broken=0.01).to_json()}
+
+
+def without_labels(**method):
+    """Return all that the policy without labels wants."""
+    pieces = {check: evidence(check) for check in FIDELITY.required}
+    pieces["fidelity"] = replace(pieces["fidelity"], method={**STRICT, **method})
+    return [*pieces.values()]
+
+
+def test_fidelity_is_enough_where_there_are_no_labels():
+    """What is not proven, accuracy, is reported, and refuses nothing."""
+    assert FIDELITY.required == ("golden", "shapes", "fidelity")
+    assert apply_policy(FIDELITY, [*without_labels(), evidence("accuracy", Verdict.UNPROVEN)]).released
+    assert not apply_policy(FIDELITY, without_labels()[:2]).released
+    assert apply_policy(FIDELITY.for_reference(), without_labels()[:2]).released
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"alpha": 0.1}, "judged with alpha 0.1"),
+        ({"budget": FidelityBudget(min_cosine=0.5).to_json()}, "judged with min_cosine 0.5, the policy says 0.99"),
+        ({"budget": FidelityBudget(max_broken=0.5).to_json()}, "judged with max_broken 0.5, the policy says 0.02"),
+        ({"budget": FidelityBudget(max_broken=None).to_json()}, "judged without max_broken, the policy says 0.02"),
+        ({"budget": None}, "judged without min_cosine"),
+    ],
+)
+def test_fidelity_by_laxer_budgets_proves_too_little(method, words):
+    """Each figure at least as strict as the policy's."""
+    decision = apply_policy(FIDELITY, without_labels(**method))
+
+    assert (decision.verdict, words in decision.reasons[0]) == (Verdict.UNPROVEN, True)
+
+
+def test_labels_ask_for_what_they_can_show():
+    """Classes for a classifier, accuracy where there is a budget of it, speed where it was asked for."""
+    classifier = policy_named("labeled", margin=0.01, min_accuracy=0.9, speed_asked=True)
+    numbers = policy_named("labeled", margin=0.02, class_scores=False)
+
+    assert set(classifier.required) == {
+        *("golden", "shapes", "accuracy", "noninferiority", "probabilities", "class_harm", "latency")
+    }
+    assert set(numbers.required) == {"golden", "shapes", "noninferiority"}
+    assert "accuracy" in numbers.reported
+
+
+def test_budget_of_fidelity_is_written_without_floats():
+    """As every other number of the release record."""
+    written = policy_named("fidelity", budget=FidelityBudget(min_snr_db=20)).to_json()
+
+    assert written["budget"] == {
+        "min_cosine": "0.99",
+        "min_snr_db": "20.0",
+        "min_agreement": None,
+        "max_broken": "0.02",
+        "min_explained": "0.25",
+    }

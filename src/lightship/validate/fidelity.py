@@ -82,6 +82,10 @@ class FidelityBudget:
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form that evidence carries."""
+        return dict(self.limits())
+
+    def limits(self) -> dict[str, float | None]:
+        """Return every limit by its name."""
         return {
             "min_cosine": self.min_cosine,
             "min_snr_db": self.min_snr_db,

@@ -6,17 +6,19 @@ check that was not run never lets a model through. Pure: it reads evidence, it m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lightship.bundle.statement import Evidence
 from lightship.errors import GateRefused, InvalidInput
 from lightship.types import Json, Verdict
+from lightship.validate.fidelity import FidelityBudget
 
 __all__ = ["Decision", "Policy", "apply_policy", "policy_named", "require"]
 
-_ABOUT_VARIANT = frozenset({"noninferiority", "probabilities", "class_harm", "latency"})
+_ABOUT_VARIANT = frozenset({"noninferiority", "probabilities", "class_harm", "fidelity", "latency"})
 
+_KNOWN = ("standard", "structural", "fidelity", "labeled")
 _STANDARD = ("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "probabilities", "class_harm")
 
 _ADVICE = {
@@ -26,6 +28,7 @@ _ADVICE = {
     "noninferiority": "Release the reference, or another variant",
     "probabilities": "Release the reference, or another variant; look for an output that was scaled",
     "class_harm": "Release the reference, or a variant that keeps this class",
+    "fidelity": "Release the reference or another variant, or lower the budget that was missed if it was too strict",
     "shapes": "Export the graph with a free batch axis",
     "latency": "Release the reference, ask for a small variant instead of a fast one, or measure more pairs",
     "overfitting": "Train with more data, augmentation, weight decay or dropout, or stop earlier",
@@ -38,13 +41,14 @@ class Policy:
     """What a release needs.
 
     Attributes:
-        name: ``standard`` (everything proven) or ``structural`` (it runs and is intact; nothing about accuracy).
+        name: one of those that ``policy_named`` knows.
         required: checks that must be there and have passed.
         reported: checks that are shown if they are there, whatever they found.
         min_accuracy: the budget that the accuracy evidence must have been judged by, or a stricter one.
         margin: the same for non-inferiority: this margin or a smaller one.
         alpha: the same for its error rate: this or a smaller one.
         confidence: the same for the accuracy interval: this or a greater one.
+        budget: the same for fidelity: each figure this or a stricter one.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Policy:
     margin: float | None = None
     alpha: float = 0.05
     confidence: float = 0.95
+    budget: FidelityBudget | None = None
 
     def for_reference(self) -> Policy:
         """Return the policy for a release of the reference itself, which has nothing to be compared with."""
@@ -65,7 +70,7 @@ class Policy:
         def decimal(value: float | None) -> str | None:
             return None if value is None else repr(float(value))
 
-        return {
+        found: dict[str, Json] = {
             "name": self.name,
             "required": [*self.required],
             "reported": [*self.reported],
@@ -74,6 +79,9 @@ class Policy:
             "alpha": decimal(self.alpha),
             "confidence": decimal(self.confidence),
         }
+        if self.budget is not None:
+            found["budget"] = {key: decimal(value) for key, value in self.budget.limits().items()}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +113,52 @@ def policy_named(
     confidence: float = 0.95,
     speed_asked: bool = False,
     overfitting_required: bool = False,
+    class_scores: bool = True,
+    budget: FidelityBudget | None = None,
 ) -> Policy:
     """Return one of the policies that Lightship brings.
 
-    ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority, probabilities and class_harm (the last
-    three only of a variant, see ``Policy.for_reference``), latency when speed was asked for, and overfitting when the
-    recipe wants it. ``structural`` requires golden and shapes: for a model without labeled rows. Its releases say so.
+    - ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority, probabilities and class_harm (the
+      last three only of a variant, see ``Policy.for_reference``), latency when speed was asked for, and overfitting
+      when the recipe wants it.
+    - ``labeled``, for a variant of a model that was trained elsewhere, judged on rows with labels: golden, shapes and
+      noninferiority; class_harm and probabilities where the answers are class scores; accuracy where there is a
+      ``min_accuracy``; latency as above.
+    - ``fidelity``, for the same without labels: golden, shapes and fidelity; latency as above.
+    - ``structural`` requires golden and shapes: for a model without rows. Its releases say so.
+
+    Args:
+        name: of the policy.
+        min_accuracy: see ``Policy``, as are margin, alpha, confidence and budget.
+        speed_asked: whether a variant must be faster.
+        overfitting_required: whether the gap between training and validation decides.
+        class_scores: whether the answers are scores of classes; numbers have neither classes nor probabilities.
 
     Raises:
-        InvalidInput: another name, or no budget for ``standard``.
+        InvalidInput: another name, or no budget for ``standard``, or no margin for ``labeled``.
     """
     if name == "structural":
-        reported = ("audit", "accuracy", "parity", "latency", "data")
+        reported: tuple[str, ...] = ("audit", "accuracy", "parity", "latency", "data")
         return Policy("structural", required=("golden", "shapes"), reported=reported)
+    speed = ("latency",) if speed_asked else ()
+    if name == "fidelity":
+        reported = ("audit", "accuracy", "parity", "data", *(() if speed_asked else ("latency",)))
+        required = ("golden", "shapes", "fidelity", *speed)
+        return Policy("fidelity", required, reported, alpha=alpha, budget=budget or FidelityBudget())
+    if name == "labeled":
+        if margin is None:
+            raise InvalidInput("The policy 'labeled' needs `margin`: the drop that is too much.")
+        classes = ("probabilities", "class_harm") if class_scores else ()
+        accuracy = () if min_accuracy is None else ("accuracy",)
+        required = ("golden", "shapes", *accuracy, "noninferiority", *classes, *speed)
+        reported = tuple(
+            check for check in ("audit", "accuracy", "parity", "data", "fidelity", "latency") if check not in required
+        )
+        return Policy(
+            "labeled", required, reported, min_accuracy=min_accuracy, margin=margin, alpha=alpha, confidence=confidence
+        )
     if name != "standard":
-        raise InvalidInput(f"There is no policy {name!r}. Known: standard, structural.")
+        raise InvalidInput(f"There is no policy {name!r}. Known: {', '.join(_KNOWN)}.")
     if min_accuracy is None or margin is None:
         raise InvalidInput("The policy 'standard' needs `min_accuracy` and `margin`. Set both in the recipe's gate.")
     asked = {"latency": speed_asked, "overfitting": overfitting_required}
@@ -199,6 +238,12 @@ def _laxer_than(policy: Policy, item: Evidence) -> str:
         limits = [("min_accuracy", policy.min_accuracy, +1), ("confidence", policy.confidence, +1)]
     elif item.check == "noninferiority":
         limits = [("margin", policy.margin, -1), ("alpha", policy.alpha, -1)]
+    elif item.check == "fidelity" and policy.budget is not None:
+        used_budget = item.method.get("budget")
+        lax = _laxer_budget(policy.budget, used_budget if isinstance(used_budget, Mapping) else {})
+        if lax:
+            return lax
+        limits = [("alpha", policy.alpha, -1)]
     for key, limit, stricter in limits:
         if limit is None:
             continue
@@ -207,4 +252,17 @@ def _laxer_than(policy: Policy, item: Evidence) -> str:
             return f"it does not say its {key}"
         if stricter * (used - limit) < -rounding:
             return f"judged with {key} {used:g}, the policy says {limit:g}"
+    return ""
+
+
+def _laxer_budget(budget: FidelityBudget, used: Mapping[str, Json]) -> str:
+    """Say which figure of fidelity was judged by a laxer limit, or by none."""
+    for key, limit in budget.limits().items():
+        found = used.get(key)
+        if limit is None:
+            continue
+        if not isinstance(found, int | float):
+            return f"it was judged without {key}, the policy says {limit:g}"
+        if (found > limit) if key.startswith("max_") else (found < limit):
+            return f"judged with {key} {found:g}, the policy says {limit:g}"
     return ""
