@@ -60,6 +60,12 @@ def test_standard_input_is_a_dash(run, png):
     assert "-\tlight\t" in run("predict", "shades", "-", standard_input=png.read_bytes()).stdout
 
 
+def test_a_proven_version_is_not_called_unproven(run, png, tmp_path):
+    """Nothing is said on standard error, by predict and by deploy."""
+    assert run("predict", "shades", png).stderr == ""
+    assert run("deploy", "shades", "--to", "folder", "--out", tmp_path / "out").stderr == ""
+
+
 def test_one_bad_file_does_not_stop_the_others(run, png, tmp_path):
     """It is named on standard error, and the exit code tells of it."""
     bad = tmp_path / "bad.png"

@@ -108,6 +108,24 @@ def test_no_road_leads_an_unproven_model_to_production_without_consent(run, writ
         assert registry.verify_history().ok
 
 
+def test_whoever_uses_an_unproven_version_is_told(run, write, tmp_path):
+    """By its number and after consent; on stderr, so that what is read by programs stays what it is."""
+    run("import", write(linear()), "--name", "m1", "--accept-unproven")
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, x=np.ones((2, 4), np.float32))
+    note = "m1:1 is unproven: how good its answers are was not measured. See `lightship show m1:1`."
+
+    for reference in ("m1", "m1:1"):
+        for options in ((), ("--json",)):
+            done = run("predict", reference, rows, *options)
+            assert done.stderr.count(note) == 1
+            assert note not in done.stdout
+        done = run("deploy", reference, "--to", "folder", "--out", tmp_path / reference)
+        assert note in done.stderr
+        assert done.stdout.startswith("Wrote m1:1 to ")
+    assert lightship.load("m1").unproven
+
+
 def test_consent_at_the_import_makes_it_production(run, write, home):
     """Only the first; who accepted it stands in the history."""
     said = json.loads(run("import", write(linear()), "--name", "m1", "--accept-unproven", "--json").stdout)

@@ -64,7 +64,7 @@ def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
     except BaseException:
         runner.close()
         raise
-    return Model(release.resolved, manifest, task, runner)
+    return Model(release.resolved, manifest, task, runner, unproven=release.verification.unproven)
 
 
 class Model:
@@ -76,15 +76,17 @@ class Model:
         bundle: digest of the bundle, ``sha256:<hex>``.
         task: encodes images and decodes answers.
         interface: what the graph takes and gives, and the sizes that were proven.
+        unproven: nobody measured how good its answers are; it is what was released, and that is all.
     """
 
-    def __init__(self, resolved: Resolved, manifest: Manifest, task: Task, runner: Runner) -> None:
+    def __init__(self, resolved: Resolved, manifest: Manifest, task: Task, runner: Runner, *, unproven: bool) -> None:
         self.name = resolved.name
         self.version = resolved.version
         self.bundle = resolved.bundle
         self.variant = manifest.default
         self.task = task
         self.interface = manifest.interface
+        self.unproven = unproven
         self._runner: Runner | None = runner
         self._least_rows, self._most_rows = manifest.interface.proven.get("batch", (1, 1))
         self._closing = threading.Lock()

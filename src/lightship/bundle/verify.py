@@ -82,6 +82,11 @@ class Verification:
     files: int
     bytes: int
 
+    @property
+    def unproven(self) -> bool:
+        """Whether it lacks evidence that it is right: nobody judged its quality, or the release lists no evidence."""
+        return self.status != "passed" or not any(each.listed for each in self.evidence)
+
 
 def evidence_path(check: str, digest: Digest) -> str:
     """Return where a piece of evidence stands in an exported folder."""

@@ -60,7 +60,8 @@ def predict(
 ) -> None:
     """Answer for each FILE: an image, or a .npz file with the graph's own inputs; - is standard input.
 
-    Without --url the model is loaded into this process from the registry of this home, verified and self-tested.
+    Without --url the model is loaded into this process from the registry of this home, verified and self-tested; that
+    it is unproven is said on standard error.
     A file that cannot be used is named on standard error and the others are answered; the exit code tells of the first.
     In a .npz file arrays have the names of the graph's inputs; their first axis are rows where the graph has batches.
     """
@@ -206,8 +207,11 @@ def _opened(
     """Give a model in this process, or a client of the server at ``url``."""
     if url is None:
         from lightship.apply.model import load
+        from lightship.cli.unproven import say_unproven
 
         with load(reference) as model:
+            if model.unproven:
+                say_unproven(model.name, model.version)
             yield _Ask(model.predict, model.predict)
         return
     from lightship.apply.client import Client

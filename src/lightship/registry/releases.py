@@ -19,8 +19,6 @@ from lightship.registry.resolve import Resolved, resolve
 
 __all__ = ["SignedVersion", "VerifiedRelease", "contradiction", "read_release", "signed_version"]
 
-_PASSED = "passed"
-
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
@@ -65,16 +63,13 @@ class SignedVersion:
     Attributes:
         status: ``passed``: the gate let it through; ``structural``: quality was not judged.
         evidence: all that the release lists, each piece signed too.
+        unproven: it lacks evidence that it is right; so does a release that lists none.
     """
 
     status: str
     evidence: tuple[EvidenceRow, ...]
     signer: Signer
-
-    @property
-    def unproven(self) -> bool:
-        """Whether it lacks evidence that it is right; so does a release that lists none."""
-        return self.status != _PASSED or not self.evidence
+    unproven: bool
 
 
 def signed_version(home: Home, name: str, version: int, *, bundle: str, release: str) -> SignedVersion | None:
@@ -91,7 +86,7 @@ def signed_version(home: Home, name: str, version: int, *, bundle: str, release:
     found = verify_statements(store, release, trust=TrustStore(home.trust))
     _require_same(found, name, version, bundle)
     rows = tuple(EvidenceRow(each.check, str(each.verdict), each.summary, str(each.digest)) for each in found.evidence)
-    return SignedVersion(found.status, rows, found.signer)
+    return SignedVersion(found.status, rows, found.signer, found.unproven)
 
 
 def contradiction(record: VersionRecord, signed: SignedVersion) -> str:
