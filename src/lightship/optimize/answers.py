@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lightship.types import Interface
 from lightship.validate.fidelity import FidelityMeter
 from lightship.validate.logits import nonfinite_rows
 
-__all__ = ["count_correct", "quality_of", "require_same_interface", "scores_of"]
+__all__ = ["answers_of", "count_correct", "quality_of", "require_same_interface", "scores_of"]
 
 _BATCH_ROWS = 64
 
@@ -37,13 +37,29 @@ def count_correct(runner: Runner, rows: Rows) -> int:
     )
 
 
-def quality_of(runner: Runner, reference: Runner, rows: Rows) -> Quality:
-    """Return how the graph answers the rows beside the reference, all outputs; memory does not grow with them."""
+def answers_of(runner: Runner, rows: Rows, *, most_bytes: int) -> list[dict[str, np.ndarray]]:
+    """Return what the graph answers, batch by batch, until the rows or ``most_bytes`` are used up."""
+    found, size = [], 0
+    for _, outputs in _run(runner, rows):
+        found.append(outputs)
+        size += sum(array.nbytes for array in outputs.values())
+        if size >= most_bytes:
+            break
+    return found
+
+
+def quality_of(runner: Runner, expected: Sequence[Mapping[str, np.ndarray]], rows: Rows) -> Quality:
+    """Return how the graph answers the rows beside the reference, in all of its outputs.
+
+    Args:
+        runner: the variant.
+        expected: what the reference answers, batch by batch, as ``answers_of`` gives it for the same rows.
+        rows: at least those.
+    """
     meter = FidelityMeter()
     correct = None if rows.labels is None else 0
-    for start, inputs in rows.batches(_BATCH_ROWS):
-        found = _as_rows(runner.run(inputs), rows)
-        meter.add(_as_rows(reference.run(inputs), rows), found)
+    for (start, found), wanted in zip(_run(runner, rows), expected, strict=False):
+        meter.add(wanted, found)
         if rows.labels is not None and correct is not None:
             correct += _right(found[rows.output], rows.labels[start : start + len(found[rows.output])])
     fidelity = meter.result()

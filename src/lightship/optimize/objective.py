@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from lightship.errors import InvalidInput
 from lightship.optimize.candidate import Candidate, Speed
 
-__all__ = ["GOALS", "Objective"]
+__all__ = ["GOALS", "TIMED", "Objective"]
 
-GOALS = ("latency", "throughput", "size", "memory")
+TIMED = ("latency", "throughput")
+GOALS = (*TIMED, "size", "memory")
 _LEAST_GAIN = 0.03  # of the cost; a smaller gain is worth no other graph, and timing noise must not choose one
 
 
@@ -62,11 +63,15 @@ class Objective:
     @property
     def timed(self) -> tuple[str, ...]:
         """The goals that are measured as time, so that processes and pairs sharpen them."""
-        return tuple(goal for goal in ("latency", "throughput") if goal in self.weights)
+        return tuple(goal for goal in TIMED if goal in self.weights)
 
     def cost(self, candidate: Candidate, reference: Candidate) -> float:
         """Return the cost of a candidate: below 1 is better than the reference; infinite when a figure is missing."""
         return self._cost(candidate, reference, surely=False)
+
+    def rough_cost(self, ratios: Mapping[str, float]) -> float:
+        """Return the cost by ratios to the reference that are known by goal; one that is 0 is not known, and 1."""
+        return math.exp(sum(weight * math.log(ratios[goal] or 1.0) for goal, weight in self.weights.items()))
 
     def shown(self, candidate: Candidate, reference: Candidate) -> bool:
         """Return whether the candidate is shown to be better than the reference by more than a trifle.

@@ -49,12 +49,13 @@ class Plan:
 def known_plans() -> dict[str, Plan]:
     """Return every plan of the installed passes and engines, by its name, in the order in which they are tried.
 
-    Cheap ones first: when the time is over, what was not tried is what costs most to make.
+    The reference on another engine costs nothing to make; then come the passes made for the engine that they run on,
+    first those that quantize least. When the time is over, what was not tried is what seldom wins.
     """
     passes = [load_pass(name) for name in extension_names("passes")]
     engines = [ONNX_RUNTIME, *(name for name in extension_names("engines") if name != ONNX_RUNTIME)]
     plans = [plan for engine in engines for plan in _on_engine(engine, passes)]
-    return {plan.name: plan for plan in sorted(plans, key=lambda plan: plan.needs_calibration)}
+    return {plan.name: plan for plan in sorted(plans, key=_promise)}
 
 
 def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
@@ -66,6 +67,12 @@ def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
         and (plan.lossless or not lossless_only)
         and (plan.options.get("precision") != "bf16" or has_fast_bf16())
     )
+
+
+def _promise(plan: Plan) -> tuple[int, int, bool, int, str]:
+    made_for_it = sum(plan.engine != each.engines[0] for each in plan.passes)
+    lossy = sum(not each.lossless for each in plan.passes)
+    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, len(plan.name), plan.name)
 
 
 def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:

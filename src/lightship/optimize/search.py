@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from lightship.data.files import sha256_hex
 from lightship.engine.machine import usable_cores
 from lightship.engine.measure import PairedTiming, combined
 from lightship.errors import InvalidInput, LightshipError, Refused
-from lightship.optimize.answers import quality_of, require_same_interface
+from lightship.optimize.answers import answers_of, quality_of, require_same_interface
 from lightship.optimize.candidate import Candidate, Quality, Rows, Speed
 from lightship.optimize.floor import floor_of
 from lightship.optimize.front import with_front
 from lightship.optimize.ledger import Ledger
-from lightship.optimize.objective import Objective
+from lightship.optimize.objective import TIMED, Objective
 from lightship.optimize.plan import Plan
 from lightship.optimize.timing import Call, Clockwork, Sweep, Way
 from lightship.optimize.variant_pass import PassFailed, VariantPass, read_note
@@ -43,8 +44,10 @@ _KEPT = (0.5, 0.5, 1.0)  # share that stays after each round, never fewer than m
 _MAKING = 0.6  # share of the time after which no further variant is begun
 _SWEEP_SHARE, _PAIRS_SHARE = 0.02, 0.004  # of the time: for one process that sweeps, or times pairs
 _TIMED_ROWS = 64
-_CHECKED_SHARE = 0.04  # of the time: what a look at one variant's answers may cost
+_CHECKED_SHARE = 0.02  # of the time: what a look at the answers of the reference may cost
 _LEAST_CHECKED = 64
+_MOST_ANSWER_BYTES = 256 << 20
+_PLAINLY_DEAR = 2.0  # processes differ by this much by chance; what is dearer is not looked at any further
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +216,21 @@ class _Search:
     def measure_given(self, name: str, graph: bytes) -> SearchResult:
         """Measure a graph that was made elsewhere; a failure is an error here."""
         self._measure_reference()
-        candidate = Candidate(name, precision="as given", size_bytes=len(graph), sha256=sha256_hex(graph))
-        self._ledger.keep_graph(name, graph)
-        candidate = self._answered(candidate)
+        candidate = Candidate(name, ("given",), precision="as given", size_bytes=len(graph), sha256=sha256_hex(graph))
+        self._ledger.keep_graph(_chain(candidate), graph)
+        self._require_runs(candidate)
         candidate = self._swept(candidate)
-        candidate = self._timed(candidate)
+        candidate = self._timed(replace(candidate, quality=self._quality(candidate)))
         return self._result([self._with_graph(candidate)])
 
     # ---- the reference ----------------------------------------------------------------------------------------------
 
     def _measure_reference(self) -> None:
         self._progress.start("Measure the reference")
+        runner = self._loaded(self._base).runner(batched=self._selection.batched)
+        self._interface = runner.interface
+        runner.close()
+        self._require_runs(self._base)
         self._base = self._swept(self._base)
         self._base = replace(self._base, quality=self._quality(self._base))
         call = self._sweeps[REFERENCE]
@@ -261,10 +268,14 @@ class _Search:
             candidate = self._made(candidate, plan)
             if twin := self._twin(candidate, before):
                 return replace(candidate, dropped=f"the same graph as {twin}, run in the same way")
-            candidate = self._answered(candidate)
+            self._require_runs(candidate)
+            candidate = self._swept(candidate)
+            if (reason := self._too_dear(candidate)) and not self._settings.named:
+                return replace(candidate, dropped=reason)
+            candidate = replace(candidate, quality=self._quality(candidate))
             if (reason := self._too_different(candidate)) and not self._settings.named:
                 return replace(candidate, dropped=reason)
-            return self._swept(candidate)
+            return candidate
         except PassFailed as exc:
             return replace(candidate, dropped=str(exc))
         except LightshipError as exc:
@@ -275,11 +286,11 @@ class _Search:
             graph = self._graph
             for each in plan.passes:
                 graph = _applied(each, graph, self._calibration)
-            self._ledger.keep_graph(plan.name, graph)
+            self._ledger.keep_graph(_chain(candidate), graph)
             return {"size_bytes": len(graph), "sha256": sha256_hex(graph), "note": _note(graph) if plan.passes else ""}
 
         try:
-            found: Any = self._ledger.recall(f"make {plan.name}", work)
+            found: Any = self._ledger.recall(f"make {_chain(candidate)}", work)
         except LightshipError as exc:
             raise PassFailed(str(exc)) from exc
         notes = (found["note"],) if found["note"] else ()
@@ -295,43 +306,71 @@ class _Search:
                 return other.name
         return None
 
-    def _answered(self, candidate: Candidate) -> Candidate:
-        """Compare its answers; runs have a limit here, so this also shows that they end, also at the timed sizes."""
-        return replace(candidate, quality=self._quality(candidate))
+    def _require_runs(self, candidate: Candidate) -> None:
+        """Run it once under a limit: the timed runs have none but that of their process."""
+
+        def work() -> Json:
+            runner = self._loaded(candidate).runner(batched=self._selection.batched, limited=True)
+            try:
+                require_same_interface(runner.interface, self._interface)
+                runner.run(self._selection.repeated(self._settings.batch))
+            finally:
+                runner.close()
+            return None
+
+        self._ledger.recall(f"run {candidate.name}", work)
 
     def _quality(self, candidate: Candidate) -> Quality:
         def work() -> Json:
-            batched = self._selection.batched
-            base = self._loaded(self._base).runner(threads=self._threads, batched=batched, limited=True)
+            loaded = self._loaded(candidate)
+            runner = loaded.runner(threads=self._threads, batched=self._selection.batched, limited=True)
             try:
-                runner = self._loaded(candidate).runner(threads=self._threads, batched=batched, limited=True)
-                try:
-                    require_same_interface(runner.interface, base.interface)
-                    runner.run(self._selection.repeated(self._settings.batch))
-                    return quality_of(runner, base, self._affordable()).to_json()
-                finally:
-                    runner.close()
+                return quality_of(runner, self._expected, self._looked_at_rows).to_json()
             finally:
-                base.close()
+                runner.close()
 
         found: Any = self._ledger.recall(f"answers {candidate.name}", work)
         return Quality.from_json(found)
 
-    def _affordable(self) -> Rows:
-        """Return as many selection rows as can be looked at for each variant in the time there is."""
+    @cached_property
+    def _looked_at_rows(self) -> Rows:
+        """The selection rows that every variant is looked at on: as many as the time allows."""
         sweep = self._sweeps[REFERENCE]
         busy = sweep.busiest()
         row_s = sweep.call_ms[busy] / busy.batch / 1000
-        rows = int(max(_LEAST_CHECKED, self._seconds(_CHECKED_SHARE) / (2 * row_s)))
-        return self._selection.first(rows)
+        return self._selection.first(int(max(_LEAST_CHECKED, self._seconds(_CHECKED_SHARE) / row_s)))
+
+    @cached_property
+    def _expected(self) -> list[dict[str, np.ndarray]]:
+        """What the reference answers to them, batch by batch."""
+        runner = self._loaded(self._base).runner(threads=self._threads, batched=self._selection.batched, limited=True)
+        try:
+            return answers_of(runner, self._looked_at_rows, most_bytes=_MOST_ANSWER_BYTES)
+        finally:
+            runner.close()
+
+    @property
+    def _batches(self) -> list[int]:
+        return sorted({self._settings.batch, *self._settings.batches}) if self._selection.batched else [1]
+
+    def _too_dear(self, candidate: Candidate) -> str:
+        """Say that a candidate is so far behind the reference in one process that no luck explains it."""
+        cost = self._settings.objective.rough_cost(
+            {goal: self._row_ms(candidate.name, goal) / self._row_ms(REFERENCE, goal) for goal in TIMED}
+            | {"size": candidate.size_bytes / self._base.size_bytes}
+            | {"memory": (candidate.memory_bytes or 0) / max(self._base.memory_bytes or 0, 1)}
+        )
+        if cost < _PLAINLY_DEAR:
+            return ""
+        return f"about {cost:.2g} times the reference's {self._settings.objective} in a first look"
 
     def _swept(self, candidate: Candidate) -> Candidate:
-        settings = self._settings
-        batches = sorted({settings.batch, *settings.batches}) if self._selection.batched else [1]
-
         def work() -> Json:
             sweep = self._clockwork.sweep(
-                self._way(candidate), threads=settings.threads, batches=batches, budget_s=self._seconds(_SWEEP_SHARE)
+                self._way(candidate),
+                threads=self._settings.threads,
+                batches=self._batches,
+                budget_s=self._seconds(_SWEEP_SHARE),
             )
             calls = [[call.threads, call.batch, ms] for call, ms in sweep.call_ms.items()]
             return {"calls": calls, "memory_bytes": sweep.memory_bytes}  # type: ignore[dict-item]
@@ -372,13 +411,13 @@ class _Search:
         return sweep.quickest(self._settings.batch) if goal == "latency" else sweep.busiest()
 
     def _way(self, candidate: Candidate) -> Way:
-        return Way(self._ledger.graph(candidate.name), candidate.engine, candidate.options)
+        return Way(self._ledger.graph(_chain(candidate)), candidate.engine, candidate.options)
 
     def _loaded(self, candidate: Candidate) -> Candidate:
         return candidate if candidate.graph else self._with_graph(candidate)
 
     def _with_graph(self, candidate: Candidate) -> Candidate:
-        return replace(candidate, graph=self._ledger.graph(candidate.name).read_bytes())
+        return replace(candidate, graph=self._ledger.graph(_chain(candidate)).read_bytes())
 
     # ---- all candidates ---------------------------------------------------------------------------------------------
 
@@ -495,6 +534,11 @@ def _missed(quality: Quality, budget: FidelityBudget) -> str:
         if found is not None and least is not None and found.estimate < least:
             return f"{name} to the reference is {found.estimate:.4g} on the selection rows, below the {least:g} allowed"
     return ""
+
+
+def _chain(candidate: Candidate) -> str:
+    """Name the graph's file: one for each chain of passes, whichever engines run it."""
+    return "-then-".join(candidate.passes) or REFERENCE
 
 
 def _truth(candidate: Candidate) -> float:
