@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput, Refused
-from lightship.optimize.passes.int8_dynamic import Int8Dynamic
-from lightship.optimize.passes.int8_static import Int8Static
 from lightship.optimize.answers import count_correct, scores_of
 from lightship.optimize.candidate import Candidate
 from lightship.optimize.objective import Objective
+from lightship.optimize.passes.int8_dynamic import Int8Dynamic
+from lightship.optimize.passes.int8_static import Int8Static
 from lightship.optimize.plan import Plan
 from lightship.optimize.search import MOST_PROPOSED, SearchResult, SearchSettings, measure_file, search
 from lightship.optimize.variant_pass import PassFailed
@@ -165,7 +165,8 @@ def test_slower_variant_is_dropped_with_its_figures(run, reference):
     found = run(Giving("slow", graph=slower(reference)), settings=LATENCY)
 
     assert re.match(
-        r"about [\d.]+ times the reference's latency|not shown to be better than the reference: latency .* times as slow",
+        r"about [\d.]+ times the reference's latency"
+        r"|not shown to be better than the reference: latency .* times as slow",
         found["slow"].dropped,
     )
 
