@@ -242,6 +242,60 @@ async def test_many_poisons_do_not_open_the_circuit(traps):
     assert statuses == [500, 500, 200, 200, 200, 200]
 
 
+async def test_poisons_that_are_new_each_time_open_the_circuit(traps):
+    """The third with no good batch between; it closes with the first good one, and the known ones do not count."""
+    async with serving(traps, "deadly") as server, client_of(server) as client:
+        (model,) = server.models
+
+        async def ask(index: int) -> httpx.Response:
+            return await client.post("/predict/deadly", content=png_of(0) + bytes([index]))
+
+        found = [(await ask(index)).status_code for index in range(3)]
+        refused = await ask(3)
+        deaths = model.deaths
+        good = [await client.post("/predict/deadly", content=png_of(9))]
+        async with asyncio.timeout(DEADLINE_S):
+            while good[-1].status_code == 503:
+                await asyncio.sleep(0.05)
+                good.append(await client.post("/predict/deadly", content=png_of(9)))
+        known = [(await ask(index)).status_code for index in range(3)]
+
+    assert found == [500, 500, 500]
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert good[-1].status_code == 200
+    assert known == [500, 500, 500]
+    assert model.deaths == deaths == 6
+    assert model._life.in_a_row == 0
+
+
+async def test_new_poisons_between_good_requests_cost_time_and_no_answers(traps):
+    """Whoever asks for something else is answered; after the third in a minute workers are not started at once."""
+    async with serving(traps, "deadly") as server, client_of(server) as client:
+        (model,) = server.models
+        over, statuses, seconds = asyncio.Event(), [], []
+
+        async def others() -> None:
+            while not over.is_set():
+                statuses.append((await client.post("/predict/deadly", content=png_of(200))).status_code)
+
+        asking = asyncio.ensure_future(others())
+        for index in range(5):
+            began, asked = time.monotonic(), len(statuses)
+            poison = await client.post("/predict/deadly", content=png_of(0) + bytes([index, 1]))
+            assert poison.status_code == 500
+            async with asyncio.timeout(DEADLINE_S):
+                while len(statuses) < asked + 3:  # noqa: ASYNC110 - that others were answered has no event
+                    await asyncio.sleep(0.005)
+            seconds.append(time.monotonic() - began)
+        over.set()
+        await asking
+
+    assert set(statuses) == {200}
+    assert model.deaths == 10
+    assert seconds[4] >= 2 * 0.5  # before either start
+
+
 async def test_a_batch_nobody_waits_for_is_stopped(traps):
     """The engine gives up on it; the worker goes on."""
     async with serving(traps, "endless") as server, client_of(server) as client:

@@ -1,12 +1,16 @@
 """Keeps the worker of one model version alive: starts it, and starts it again, with growing pauses, when it dies.
 
 After three deaths with no good batch between the circuit is open: new requests are refused until a worker is there.
+An input that is found to be what kills has cost two deaths and counts as one, and only once: it is kept away. Inputs
+that kill and are new each time open the circuit like other deaths; and where good batches come between, each restart
+after the third of them in a minute waits a little, so that the machine does not spend its time on starting workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from enum import StrEnum
 from typing import Protocol
 
@@ -26,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _BACK_OFF_S = (0.0, 0.1, 0.5, 2.0, 10.0, 30.0)
 _CIRCUIT_DEATHS = 3  # in a row, with no good batch between: then new requests are refused while it restarts
+_POISONS = 3  # found in this time; more of them, and each restart waits
+_POISONS_WITHIN_S = 60.0
+_POISONED_WAIT_S = 0.5
 _END_S = 0.5  # a worker that is told to go needs less
 
 
@@ -66,6 +73,8 @@ class Supervisor:
         self.state = State.STARTING
         self.deaths = 0
         self.in_a_row = 0
+        self._poisons_in_a_row = 0
+        self._poisons_found_s: deque[float] = deque(maxlen=_POISONS + 1)
         self._title = f"{source.name}:{source.version}"
         self._owner = owner
         self._worker: WorkerProcess | None = None
@@ -111,7 +120,7 @@ class Supervisor:
 
     def good_batch(self) -> None:
         """The worker has done what it is for."""
-        self.in_a_row = 0
+        self.in_a_row = self._poisons_in_a_row = 0
 
     def kill_worker(self, why: str) -> None:
         """Have the worker replaced."""
@@ -162,13 +171,27 @@ class Supervisor:
             self.in_a_row += 1
             log.error("the worker of %s died (%d in a row)", self._title, self.in_a_row)
             if self._owner.worker_down():
-                self.in_a_row = 0  # the model is well; its circuit is not for one bad input
+                self._poison_found()
             await self._end_worker()
             await self._restart()
 
+    def _poison_found(self) -> None:
+        """The death before was that input's too: the two count as one."""
+        self._poisons_in_a_row += 1
+        self.in_a_row = max(self.in_a_row - 1, self._poisons_in_a_row)
+        self._poisons_found_s.append(asyncio.get_running_loop().time())
+
+    def _pause_s(self) -> float:
+        """Return how long to wait before the next start."""
+        pause_s = _BACK_OFF_S[min(max(self.in_a_row - 1, 0), len(_BACK_OFF_S) - 1)]
+        found = self._poisons_found_s
+        if len(found) > _POISONS and asyncio.get_running_loop().time() - found[0] < _POISONS_WITHIN_S:
+            return max(pause_s, _POISONED_WAIT_S)
+        return pause_s
+
     async def _restart(self) -> None:
         while self.state is not State.READY:
-            await asyncio.sleep(_BACK_OFF_S[min(max(self.in_a_row - 1, 0), len(_BACK_OFF_S) - 1)])
+            await asyncio.sleep(self._pause_s())
             try:
                 await self._start_worker()
             except LightshipError as exc:
