@@ -40,7 +40,8 @@ REFERENCE = "reference"
 _PLAIN_LOSS = 0.05  # selection accuracy lost beyond which a gate look would be wasted, whatever the margin
 _TIE = 0.05  # costs that differ by less are taken for equal, and the better answers go first
 _ROUNDS = (1, 3, 7)  # fresh processes a candidate has been timed in after each round; 6 give a 95 % interval
-_KEPT = (0.5, 0.5, 1.0)  # share that stays after each round, never fewer than may be proposed
+_ROUNDS_NAMED = (3,)  # the gate does not ask of a named variant that it be faster
+_KEPT = 0.5  # share that stays after each round, never fewer than may be proposed
 _MAKING = 0.6  # share of the time after which no further variant is begun
 _SWEEP_SHARE, _PAIRS_SHARE = 0.02, 0.004  # of the time: for one process that sweeps, or times pairs
 _TIMED_ROWS = 64
@@ -425,10 +426,10 @@ class _Search:
         """Time what is left, in more processes each round, and let the slower half go."""
         alive = [each for each in tried if not each.dropped]
         lost = [each for each in tried if each.dropped]
-        for number, processes in enumerate(_ROUNDS):
+        for processes in _ROUNDS_NAMED if self._settings.named else _ROUNDS:
             alive, failed = self._round(alive, processes)
             lost += failed
-            keep = len(alive) if self._settings.named else max(MOST_PROPOSED, round(len(alive) * _KEPT[number]))
+            keep = len(alive) if self._settings.named else max(MOST_PROPOSED, round(len(alive) * _KEPT))
             ranked = sorted(alive, key=self._cost)
             lost += [replace(each, dropped=self._behind(each, ranked[0])) for each in ranked[keep:]]
             alive = ranked[:keep]
