@@ -22,7 +22,7 @@ __all__ = ["cli", "main"]
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "ship": ("lightship.cli.ship", "ship", "Everything from data to a signed release."),
     "train": ("lightship.cli.ship", "train", "Read and split the data, train the model, export it."),
-    "optimize": ("lightship.cli.ship", "optimize", "Make variants and measure them."),
+    "optimize": ("lightship.cli.optimize", "optimize", "Find the best variant of a model, and prove it."),
     "validate": ("lightship.cli.ship", "validate", "Judge a variant on the gate rows."),
     "release": ("lightship.cli.ship", "release", "Put what passed into the registry, signed."),
     "import": ("lightship.cli.import_", "import_", "Release a model that was trained elsewhere."),
@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "predict": ("lightship.cli.predict", "predict", "Answer for one or more files."),
     "models": ("lightship.cli.models", "models", "List the models of this home."),
     "show": ("lightship.cli.models", "show", "Show one model: versions, aliases, evidence."),
+    "diff": ("lightship.cli.diff", "diff", "Compare two releases: what changed, how good, how fast."),
     "promote": ("lightship.cli.models", "promote", "Point an alias at a version."),
     "rollback": ("lightship.cli.models", "rollback", "Point an alias back at the version it had before."),
     "history": ("lightship.cli.models", "history", "Who changed what, when and why; what was live at a time."),

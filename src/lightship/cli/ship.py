@@ -1,4 +1,4 @@
-"""``ship`` and its stages alone: ``train``, ``optimize``, ``validate``, ``release``."""
+"""``ship`` and its stages alone: ``train``, ``validate``, ``release`` (``optimize`` has a file of its own)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightship.pipeline.cache import Finished
     from lightship.pipeline.ship import Shipped
 
-__all__ = ["optimize", "release", "ship", "train", "validate"]
+__all__ = ["release", "ship", "train", "validate"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -102,24 +102,6 @@ def train(recipe: Path, as_json: bool, quiet: bool) -> None:
     _say_stages((trained.finished,))
     click.echo(f"  {trained.headline}")
     click.echo(f"  reference graph  {trained.reference_path}")
-
-
-@click.command()
-@_recipe_command
-def optimize(recipe: Path, as_json: bool, quiet: bool) -> None:
-    """Make variants of the trained model and measure them on this machine."""
-    from lightship.pipeline.ship import optimize as run
-
-    with make_progress(quiet=quiet) as progress:
-        optimized = run(recipe, progress=progress)
-    if as_json:
-        click.echo(json.dumps({**optimized.found, "stages": _stages_json((optimized.finished,))}))
-        return
-    _say_stages((optimized.finished,))
-    for candidate in optimized.candidates:
-        speed = optimized.speed(candidate)
-        words = speed.timing.words if speed else "not timed"
-        click.echo(f"  {candidate.name:<24} {candidate.dropped or 'proposed'}; {words}")
 
 
 @click.command()

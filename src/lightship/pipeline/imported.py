@@ -43,7 +43,7 @@ from lightship.types import Interface, Json, Progress, Silent, Verdict
 from lightship.validate.gate import apply_policy, policy_named, require
 from lightship.version import __version__
 
-__all__ = ["Imported", "import_model"]
+__all__ = ["Imported", "decimal_text", "import_model"]
 
 STRUCTURAL = "structural"
 
@@ -274,7 +274,7 @@ def _bundle(store: BlobStore, source: SourceGraph, found: Found, task: TaskRef) 
         interface=found.interface,
         variants=[Variant(REFERENCE, "onnxruntime", graph_path, "as-imported")],
         default=REFERENCE,
-        golden=Golden(tuple(inputs), {REFERENCE: Expected(outputs, _decimal(found.tolerance))}),
+        golden=Golden(tuple(inputs), {REFERENCE: Expected(outputs, decimal_text(found.tolerance))}),
         lineage=_lineage(source),
         contents=contents,
     )
@@ -289,7 +289,7 @@ def _lineage(source: SourceGraph) -> dict[str, Json]:
     }
 
 
-def _decimal(value: float) -> str:
+def decimal_text(value: float) -> str:
     """Return ``value`` rounded up to two digits, as the bundle format writes decimals."""
     if value == 0:
         return "0"

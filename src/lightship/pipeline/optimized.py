@@ -1,0 +1,589 @@
+"""Optimize a released model on rows that a person gives: the result is a new version of its name, or the reference.
+
+The release is verified as a server does it, its reference variant is searched round, at most three candidates see the
+gate rows, and the first that passes is released beside the reference. Without rows only what should lose nothing is
+tried. Nobody is told that a model is good because a variant of it is as good: without labels and a lowest accuracy the
+new version is ``structural``, as an imported one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from lightship.bundle.arrays import array_from_npy
+from lightship.bundle.manifest import REFERENCE, Manifest
+from lightship.bundle.statement import Evidence
+from lightship.data.files import canonical_json, sha256_hex, write_atomic
+from lightship.data.home import Home
+from lightship.engine.difference import require_golden
+from lightship.engine.machine import fingerprint, usable_cores
+from lightship.engine.runner import Runner
+from lightship.errors import BundleRefused, InvalidInput
+from lightship.extensions import extension_names
+from lightship.optimize.candidate import Candidate, Rows
+from lightship.optimize.objective import Objective
+from lightship.optimize.plan import Plan, default_plans, known_plans
+from lightship.optimize.search import SearchResult, SearchSettings, search
+from lightship.pipeline.cache import StageCache, code_digest, library_versions
+from lightship.pipeline.given_rows import GivenRows, pick_output
+from lightship.pipeline.optimized_release import Passed, release_variant
+from lightship.pipeline.variant_golden import answers_to
+from lightship.pipeline.variant_look import Subject, VariantLook
+from lightship.registry.database import open_database
+from lightship.registry.records import EvidenceRow
+from lightship.registry.releases import VerifiedRelease, read_release
+from lightship.tasks.registry import load_task
+from lightship.tasks.row_files import LABEL, read_rows
+from lightship.tasks.task import Task
+from lightship.tasks.tensors import BATCH
+from lightship.types import Json, Progress, Silent, Verdict
+from lightship.validate.checks.accuracy import check_accuracy
+from lightship.validate.fidelity import FidelityBudget
+from lightship.validate.gate import Policy, apply_policy, policy_named, require
+from lightship.validate.judge import Candidate as Judged
+from lightship.validate.judge import Judgement, Outcome, judge
+from lightship.validate.logits import labels_of
+
+__all__ = ["OptimizedRelease", "optimize_bundle"]
+
+ALPHA = 0.05
+DEFAULT_MARGIN = 0.01
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_KEPT_SEARCHES = 4
+_NOT_GIVEN = "No rows were given: how far its answers are from the reference's on real inputs was not measured"
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizedRelease:
+    """What became of it.
+
+    Attributes:
+        name: of the model.
+        parent: the version that was optimized.
+        chosen: the variant; ``reference`` says that none was better and passed.
+        version: the new one, or None: the reference stays, and there is nothing new to release.
+        is_new: False when this very bundle was a version of the name already.
+        alias: what this call made of it (``production``), or None.
+        status: of the release: ``passed`` or ``structural``; empty without one.
+        search: what was tried and measured.
+        outcomes: what became of each candidate that was proposed to the gate.
+        evidence: that the new release rests on.
+        words: what people should know, one line each.
+        report: the JSON file that keeps all of this.
+    """
+
+    name: str
+    parent: int
+    chosen: str
+    search: Mapping[str, Json]
+    outcomes: tuple[Outcome, ...]
+    words: tuple[str, ...]
+    report: Path
+    version: int | None = None
+    is_new: bool = False
+    alias: str | None = None
+    bundle: str = ""
+    release: str = ""
+    signer: str = ""
+    status: str = ""
+    evidence: tuple[EvidenceRow, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the whole for programs."""
+        return {
+            "name": self.name,
+            "parent": self.parent,
+            "chosen": self.chosen,
+            "version": self.version,
+            "is_new": self.is_new,
+            "alias": self.alias,
+            "status": self.status or None,
+            "bundle": self.bundle or None,
+            "release": self.release or None,
+            "search": dict(self.search),
+            "outcomes": [{"name": o.name, "verdict": str(o.verdict), "reason": o.reason} for o in self.outcomes],
+            "evidence": [
+                {"check": row.check, "verdict": str(row.verdict), "summary": row.summary, "digest": row.digest}
+                for row in self.evidence
+            ],
+            "words": list(self.words),
+            "report": str(self.report),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a person asked for."""
+
+    objective: Objective
+    minutes: float
+    budget: FidelityBudget | None
+    min_accuracy: float | None
+    margin: float
+    plans: tuple[Plan, ...] | None
+    label: str
+    output: str | None
+    accept_unproven: bool
+
+
+@dataclass(slots=True)
+class _Parent:
+    """The verified release that is optimized."""
+
+    release: VerifiedRelease
+    manifest: Manifest
+    task: Task
+    subject: Subject
+    words: list[str] = field(default_factory=list)
+
+
+def optimize_bundle(
+    reference: str,
+    *,
+    data: Path | str | Mapping[str, np.ndarray] | None = None,
+    objective: str = "latency",
+    minutes: float = 5.0,
+    budget: FidelityBudget | None = None,
+    min_accuracy: float | None = None,
+    margin: float | None = None,
+    passes: Sequence[str] | None = None,
+    label: str = LABEL,
+    output: str | None = None,
+    accept_unproven: bool = False,
+    home: Home | Path | str | None = None,
+    progress: Progress | None = None,
+) -> OptimizedRelease:
+    """Search for the best variant of a released model, judge it, and release it as the next version of its name.
+
+    Args:
+        reference: ``m1`` (its production), ``m1@staging`` or ``m1:3``.
+        data: rows, as ``tasks.row_files`` reads them; None tries only what should lose nothing.
+        objective: ``latency``, ``throughput``, ``size``, ``memory``, or weights such as ``latency=0.7,size=0.3``.
+        minutes: of the search. Reading rows and the look at the gate rows come on top.
+        budget: what answers must keep of the reference's; default: ``FidelityBudget()`` for rows without labels.
+        min_accuracy: of rows with labels: the lower end of the accuracy must reach it. Then the release is ``passed``.
+        margin: of rows with labels: the accuracy that is too much to lose; default 0.01.
+        passes: names of passes or of whole variants to try, in place of all that are worth it.
+        label: the array or column of labels.
+        output: the output that holds class scores, or the answer, where that is not clear.
+        accept_unproven: let it become production if nothing is yet; the history says who accepted it.
+        home: where registry and store are; by default what LIGHTSHIP_HOME names.
+        progress: hears what is done.
+
+    Raises:
+        NotFound: no such model, version, alias or data.
+        InvalidInput: the data or an option cannot be used.
+        BundleRefused: bytes, digests, signatures or golden examples of the release do not agree.
+        Conflict: another process optimizes the same model in this home.
+    """
+    where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
+    asked = _asked(objective, minutes, budget, min_accuracy, margin, passes, label, output, data, accept_unproven)
+    progress = progress or Silent()
+    progress.start("Verify the release")
+    parent = _parent(where, reference)
+    name, version = parent.release.resolved.name, parent.release.resolved.version
+    progress.done(f"{name}:{version}")
+    where.ensure()
+    cache = StageCache(where.cache / "optimize" / name)
+    with cache.locked():
+        return _Work(where, parent, asked, data, progress).run(where.cache / "optimize" / name)
+
+
+def _asked(
+    objective: str,
+    minutes: float,
+    budget: FidelityBudget | None,
+    min_accuracy: float | None,
+    margin: float | None,
+    passes: Sequence[str] | None,
+    label: str,
+    output: str | None,
+    data: object,
+    accept_unproven: bool,
+) -> _Asked:
+    if not 0 < minutes <= 24 * 60:
+        raise InvalidInput(f"`minutes` of a search must be above 0 and at most a day (1440). Got {minutes:g}.")
+    for what, value in (("min_accuracy", min_accuracy), ("margin", margin)):
+        if value is not None and not 0 < value < 1:
+            raise InvalidInput(f"`{what}` must be a share between 0 and 1. Got {value:g}.")
+    if data is None and (budget or min_accuracy is not None or margin is not None):
+        raise InvalidInput("A budget is judged on rows. Give them with `--data`, or leave the budget out.")
+    return _Asked(
+        objective=Objective.parse(objective),
+        minutes=minutes,
+        budget=budget,
+        min_accuracy=min_accuracy,
+        margin=DEFAULT_MARGIN if margin is None else margin,
+        plans=None if passes is None else _plans_named(passes),
+        label=label,
+        output=output,
+        accept_unproven=accept_unproven,
+    )
+
+
+def _plans_named(names: Sequence[str]) -> tuple[Plan, ...]:
+    known = known_plans()
+    wrong = [name for name in names if name not in known and name not in extension_names("passes")]
+    if wrong or not names:
+        raise InvalidInput(
+            f"There is no pass or variant {wrong[0] if wrong else ''!r}. Passes: "
+            f"{', '.join(extension_names('passes'))}. Variants: {', '.join(known)}."
+        )
+    return tuple(plan for plan in known.values() if plan.is_of(names))
+
+
+def _parent(home: Home, reference: str) -> _Parent:
+    """Read and verify the release as a server does, its golden examples included."""
+    release = read_release(home, reference)
+    manifest = release.bundle.manifest
+    variant = manifest.variant(REFERENCE)
+    task = load_task(manifest.task.name, manifest.task.codec_version, manifest.task.config)
+    expected = manifest.golden.expected.get(REFERENCE)
+    if variant is None or expected is None or not manifest.golden.inputs:
+        raise BundleRefused(
+            f"The bundle {release.bundle.digest} has no golden examples of its reference, so a variant of it could not "
+            "be tested where it will run. Release the model again."
+        )
+    golden = tuple(task.encode(release.bundle.read(path)) for path in manifest.golden.inputs)
+    subject = Subject(
+        graph=release.bundle.read(variant.graph),
+        interface=manifest.interface,
+        task_digest=manifest.task.digest,
+        golden=golden,
+        tolerance=float(expected.tolerance),
+    )
+    runner = subject.runner(threads=1)
+    try:
+        answers = [answers_to(runner, row, batched=subject.batched) for row in golden]
+    finally:
+        runner.close()
+    for output, path in expected.outputs.items():
+        recorded = array_from_npy(release.bundle.read(path), what=path)
+        for place, answer in zip(manifest.golden.inputs, enumerate(answers), strict=True):
+            index, found = answer
+            require_golden(place, output, found[output], recorded[index], tolerance=subject.tolerance)
+    return _Parent(release, manifest, task, subject)
+
+
+class _Work:
+    """One call at work."""
+
+    def __init__(
+        self,
+        home: Home,
+        parent: _Parent,
+        asked: _Asked,
+        data: Path | str | Mapping[str, np.ndarray] | None,
+        progress: Progress,
+    ) -> None:
+        self._home, self._parent, self._asked, self._data = home, parent, asked, data
+        self._progress = progress
+        self._threads = usable_cores()
+        self._words = parent.words
+        self._gate_looks = 0
+
+    def run(self, folder: Path) -> OptimizedRelease:
+        subject, asked = self._parent.subject, self._asked
+        reference = subject.runner(threads=self._threads)
+        try:
+            rows = self._read_rows(reference)
+            selection = self._selection(rows)
+            found = self._search(rows, selection, folder)
+            looks = self._looks(rows, found, selection.output)
+            if rows is not None and looks:
+                self._gate_looks = self._count_look(rows, found)
+            self._progress.start("Judge", len(looks))
+            judgement = judge([Judged(each.candidate.name, each) for each in looks], alpha=ALPHA)
+            self._progress.done(self._verdict(judgement))
+        finally:
+            reference.close()
+        chosen = next((each for each in looks if each.candidate.name == judgement.chosen), None)
+        if rows is not None:
+            self._words += rows.words
+        if not found.proposed:
+            self._words.append("nothing that was tried is shown to be better than the reference")
+        if chosen is None:
+            return self._kept(found, judgement)
+        evidence = self._evidence(rows, found, judgement, chosen)
+        passed = self._passed(rows, evidence, chosen, found)
+        self._progress.start("Build and sign the bundle")
+        registered, listed, signer = release_variant(
+            self._home, self._parent.release, passed, accept_unproven=asked.accept_unproven
+        )
+        self._progress.done(f"{registered.name}:{registered.version}")
+        return self._reported(
+            OptimizedRelease(
+                name=registered.name,
+                parent=self._parent.release.resolved.version,
+                chosen=judgement.chosen,
+                search=found.to_json(),
+                outcomes=judgement.outcomes,
+                words=tuple(self._words),
+                report=self._report,
+                version=registered.version,
+                is_new=registered.is_new,
+                alias=registered.alias,
+                bundle=registered.bundle,
+                release=registered.release,
+                signer=signer,
+                status=passed.status,
+                evidence=listed,
+            )
+        )
+
+    # -- rows and search ----------------------------------------------------------------------------------------
+
+    def _read_rows(self, reference: Runner) -> GivenRows | None:
+        if self._data is None:
+            self._words.append(
+                "no rows were given (--data), so only variants that should lose nothing were tried; quantization needs "
+                "rows that calibrate and judge it"
+            )
+            return None
+        parent = self._parent
+        file = read_rows(self._data, task=parent.task, interface=parent.subject.interface, label=self._asked.label)
+        rows = GivenRows(file, parent.subject.interface, reference, progress=self._progress)
+        if self._asked.min_accuracy is not None and not rows.labeled:
+            raise InvalidInput(
+                f"`--min-accuracy` is judged on labels, and {rows.source} has no {self._asked.label!r}. Name the array "
+                "or column of the labels with `--label`, or leave the budget out."
+            )
+        if not rows.parts.gate:
+            raise InvalidInput(f"None of the {rows.parts.given} rows of {rows.source} is left to judge. Give more.")
+        if rows.bad:
+            self._words.append(f"{len(rows.bad)} bad rows were skipped: {rows.bad[0].id}: {rows.bad[0].reason}"[:300])
+        return rows
+
+    def _selection(self, rows: GivenRows | None) -> Rows:
+        """Return what is searched on; without rows the golden inputs, which are only timed."""
+        subject = self._parent.subject
+        if rows is not None:
+            probe = rows.selection("")
+            labels = probe.labels
+            return Rows(probe.inputs, labels, self._output(probe), batched=probe.batched)
+        first = {name: array.shape for name, array in subject.golden[0].items()}
+        alike = [row for row in subject.golden if {name: array.shape for name, array in row.items()} == first]
+        inputs = {name: np.stack([row[name] for row in alike]) for name in alike[0]}
+        probe = Rows(inputs, None, "", batched=subject.batched)
+        return Rows(inputs, None, self._output(probe), batched=subject.batched)
+
+    def _output(self, probe: Rows) -> str:
+        subject = self._parent.subject
+        runner = subject.runner(threads=1)
+        try:
+            row = {name: array[0] for name, array in probe.inputs.items()}
+            answers = answers_to(runner, row, batched=probe.batched)
+        finally:
+            runner.close()
+        labels = probe.labels
+        wanted = self._asked.output
+        return pick_output(answers, subject.interface.outputs, labels=labels, wanted=wanted)
+
+    def _search(self, rows: GivenRows | None, selection: Rows, folder: Path) -> SearchResult:
+        asked, subject = self._asked, self._parent.subject
+        plans = asked.plans
+        if plans is None:
+            plans = default_plans(lossless_only=rows is None)
+        elif rows is None and (lossy := [plan.name for plan in plans if not plan.lossless]):
+            raise InvalidInput(f"{lossy[0]!r} changes answers, so it must be judged on rows. Give them with `--data`.")
+        most = subject.interface.proven.get(BATCH, (1, 1))[1] if subject.batched else 1
+        settings = SearchSettings(
+            objective=asked.objective,
+            minutes=asked.minutes,
+            batches=tuple(size for size in _BATCHES if size <= most),
+            budget=None if rows is None or rows.labeled else asked.budget or FidelityBudget(),
+        )
+        work = folder / self._key(rows, plans)
+        work.mkdir(parents=True, exist_ok=True)
+        _forget_oldest(folder, keep=work)
+        return search(
+            subject.graph,
+            plans,
+            calibration=[] if rows is None else rows.calibration(),
+            selection=selection,
+            judged=rows is not None,
+            settings=settings,
+            folder=work,
+            progress=self._progress,
+        )
+
+    def _key(self, rows: GivenRows | None, plans: Sequence[Plan]) -> str:
+        """Name the folder of the search by everything that decides it: the same call goes on where it was stopped."""
+        asked = self._asked
+        decided: dict[str, Json] = {
+            "reference": sha256_hex(self._parent.subject.graph),
+            "interface": self._parent.subject.task_digest,
+            "rows": None if rows is None else [rows.fingerprint("calibration"), rows.fingerprint("selection")],
+            "plans": [plan.name for plan in plans],
+            "objective": str(asked.objective),
+            "minutes": repr(asked.minutes),
+            "budget": None if asked.budget is None else repr(asked.budget),
+            "output": asked.output,
+            "code": code_digest("optimize", "engine", "tasks", "pipeline/given_rows.py", "pipeline/optimized.py"),
+            "libraries": library_versions("onnx", "onnxruntime", "openvino", "nncf", "numpy"),
+            "machine": fingerprint()["digest"],
+        }
+        return f"search-{sha256_hex(canonical_json(decided))[:16]}"
+
+    # -- judging ------------------------------------------------------------------------------------------------
+
+    def _looks(self, rows: GivenRows | None, found: SearchResult, output: str) -> list[VariantLook]:
+        return [
+            VariantLook(
+                self._parent.subject,
+                candidate,
+                rows=rows,
+                output=output,
+                objective=found.objective,
+                budget=self._asked.budget,
+                margin=self._asked.margin,
+                alpha=ALPHA,
+                threads=self._threads,
+            )
+            for candidate in found.proposed
+        ]
+
+    @staticmethod
+    def _verdict(judgement: Judgement) -> str:
+        if judgement.chosen != REFERENCE:
+            return f"{judgement.chosen} passed"
+        return "the reference stays" + "".join(f"; {each.name}: {each.verdict}" for each in judgement.outcomes)
+
+    def _evidence(
+        self, rows: GivenRows | None, found: SearchResult, judgement: Judgement, chosen: VariantLook
+    ) -> tuple[Evidence, ...]:
+        subject = self._parent.subject
+        about = subject.subjects(chosen.candidate)
+        evidence = [*judgement.evidence, self._searched(found, judgement, about)]
+        if rows is None:
+            evidence.append(Evidence("fidelity", Verdict.UNPROVEN, about, _NOT_GIVEN, {}, {"reason": "no rows"}))
+        else:
+            evidence.append(rows.evidence(subjects=subject.subjects(), looks=self._gate_looks))
+        evidence.append(self._accuracy(chosen, about))
+        return tuple(evidence)
+
+    def _accuracy(self, chosen: VariantLook, about: Mapping[str, str]) -> Evidence:
+        if chosen.scores is None or chosen.truth is None:
+            why = "No labeled rows: how often the answers are right was not measured"
+            return Evidence("accuracy", Verdict.UNPROVEN, about, why, {}, {"reason": "not measured"})
+        names = self._parent.task.labels or tuple(str(number) for number in range(chosen.scores.shape[1]))
+        found = check_accuracy(
+            chosen.truth,
+            labels_of(chosen.scores),
+            labels=names,
+            min_accuracy=self._asked.min_accuracy or 0.0,
+            subjects=about,
+        )
+        if self._asked.min_accuracy is not None:
+            return found
+        words = found.summary.partition(";")[0] + "; no lowest one was asked for (--min-accuracy)"
+        return replace(found, verdict=Verdict.UNPROVEN, summary=words)
+
+    def _searched(self, found: SearchResult, judgement: Judgement, about: Mapping[str, str]) -> Evidence:
+        lost = [f"{each.name}: {each.dropped}" for each in found.candidates if each.dropped]
+        lost += [f"{each.name}: {each.reason}" for each in judgement.outcomes if each.name != judgement.chosen]
+        summary = f"{len(found.candidates)} variants tried" + (f". {'; '.join(lost)}" if lost else "")
+        method: dict[str, Json] = {"objective": dict(found.objective.weights), "minutes": self._asked.minutes}
+        return Evidence("search", Verdict.PASSED, about, summary[:1000], found.to_json(), method)
+
+    def _count_look(self, rows: GivenRows, found: SearchResult) -> int:
+        judged = [sha256_hex(self._parent.subject.graph), *(sha256_hex(each.graph) for each in found.proposed)]
+        with open_database(self._home) as registry:
+            return registry.count_look(rows.fingerprint("gate"), "sha256:" + sha256_hex(" ".join(judged).encode()))
+
+    def _passed(
+        self, rows: GivenRows | None, evidence: tuple[Evidence, ...], chosen: VariantLook, found: SearchResult
+    ) -> Passed:
+        """Return what is released, and under which policy. The gate has the last word, on the evidence alone."""
+        asked = self._asked
+        accuracy = next(each for each in evidence if each.check == "accuracy")
+        proven = asked.min_accuracy is not None and accuracy.verdict is Verdict.PASSED
+        policy = self._policy(rows, speed=chosen.speed.asked, proven=proven)
+        require(apply_policy(policy, evidence), what=f"{self._parent.release.resolved.name} ({chosen.candidate.name})")
+        if asked.min_accuracy is not None and not proven:
+            self._words.append(f"the release is structural: {accuracy.summary}")
+        assert chosen.golden is not None  # noqa: S101 - it passed
+        return Passed(
+            candidate=chosen.candidate,
+            golden=chosen.golden,
+            tolerance=chosen.tolerance,
+            batch=chosen.batch,
+            evidence=evidence,
+            policy=policy,
+            status="passed" if proven else "structural",
+            lineage=self._lineage(rows, chosen.candidate, found),
+        )
+
+    def _policy(self, rows: GivenRows | None, *, speed: bool, proven: bool) -> Policy:
+        asked, share = self._asked, ALPHA / 3
+        if rows is None:
+            base = policy_named("structural")
+            return Policy(base.name, (*base.required, "equivalence"), (*base.reported, "fidelity"))
+        if rows.labeled:
+            return policy_named(
+                "labeled",
+                min_accuracy=asked.min_accuracy if proven else None,
+                margin=asked.margin,
+                alpha=share,
+                speed_asked=speed,
+            )
+        return policy_named("fidelity", alpha=share, speed_asked=speed, budget=asked.budget)
+
+    def _lineage(self, rows: GivenRows | None, candidate: Candidate, found: SearchResult) -> dict[str, Json]:
+        """Return where the variant comes from: no times and no paths, so that the same work gives the same bundle."""
+        resolved, theirs = self._parent.release.resolved, dict(self._parent.manifest.lineage)
+        origin = theirs.get("origin", theirs)
+        return {
+            "parent": {"name": resolved.name, "version": resolved.version, "bundle": resolved.bundle},
+            "optimized": {
+                "variant": candidate.name,
+                "passes": list(candidate.passes),
+                "engine": candidate.engine,
+                "options": dict(candidate.options),
+                "objective": str(found.objective),
+                "rows": None if rows is None else dict(rows.parts.fingerprints),
+                "libraries": library_versions("onnx", "onnxruntime", "openvino", "nncf", "numpy"),
+            },
+            "origin": origin,
+        }
+
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    @property
+    def _report(self) -> Path:
+        return self._home.runs / f"{self._parent.release.resolved.name}-optimized.json"
+
+    def _kept(self, found: SearchResult, judgement: Judgement) -> OptimizedRelease:
+        """The reference stays: an honest result, of which nothing new is released."""
+        resolved = self._parent.release.resolved
+        return self._reported(
+            OptimizedRelease(
+                name=resolved.name,
+                parent=resolved.version,
+                chosen=REFERENCE,
+                search=found.to_json(),
+                outcomes=judgement.outcomes,
+                words=tuple(self._words),
+                report=self._report,
+            )
+        )
+
+    @staticmethod
+    def _reported(result: OptimizedRelease) -> OptimizedRelease:
+        write_atomic(result.report, json.dumps(result.to_json(), indent=1).encode())
+        return result
+
+
+def _forget_oldest(folder: Path, *, keep: Path) -> None:
+    """Keep the folders of the searches that were used last."""
+    import shutil
+
+    keep.touch()
+    searches = sorted(folder.glob("search-*"), key=lambda path: path.stat().st_mtime_ns)
+    for old in searches[:-_KEPT_SEARCHES]:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,327 @@
+"""What a proposed variant of any bundle must show: its sizes, its golden examples, and its answers to the gate rows.
+
+Cheap looks come first: a variant that cannot do a size, or whose engine crashes on it, costs no look at the gate rows.
+Without rows there is one look left: a variant that should lose nothing must answer drawn inputs as the reference does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightship.bundle.statement import TASK_SUBJECT, Evidence
+from lightship.data.files import sha256_hex
+from lightship.engine.difference import largest_difference
+from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
+from lightship.errors import LightshipError
+from lightship.imports.drawn import STYLES, draw
+from lightship.imports.sizes import Sizes
+from lightship.imports.trial_process import try_sizes_apart
+from lightship.optimize.candidate import Candidate
+from lightship.optimize.objective import Objective
+from lightship.pipeline.given_rows import GivenRows
+from lightship.pipeline.variant_golden import VariantGolden, answers_to, golden_of
+from lightship.tasks.task import Tensors
+from lightship.tasks.tensors import BATCH, is_batched
+from lightship.types import Interface, Json, Verdict
+from lightship.validate.fidelity import FidelityBudget, FidelityMeter
+from lightship.validate.looks import Speed, look_at_fidelity, look_at_scores, require_finite_reference
+
+__all__ = ["Subject", "VariantLook", "scores_as_logits"]
+
+_GATE_BATCH = 16
+_DRAWN_ROWS = 24
+_FLOOR_ULPS = 64.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model whose variants are looked at.
+
+    Attributes:
+        graph: the reference.
+        interface: with the proven ranges.
+        task_digest: of the task's configuration.
+        golden: its golden inputs as tensors: one row each, or the whole inputs of a graph without a batch dimension.
+        tolerance: of its golden examples.
+    """
+
+    graph: bytes
+    interface: Interface
+    task_digest: str
+    golden: tuple[Tensors, ...]
+    tolerance: float
+
+    @property
+    def batched(self) -> bool:
+        """Whether rows are stacked into batches."""
+        return is_batched(self.interface.inputs, self.interface.outputs)
+
+    def subjects(self, candidate: Candidate | None = None) -> dict[str, str]:
+        """Return what evidence is about: the task, the reference, and the variant."""
+        named = {} if candidate is None else {candidate.name: sha256_hex(candidate.graph)}
+        return {TASK_SUBJECT: self.task_digest, "reference": sha256_hex(self.graph), **named}
+
+    def runner(self, *, threads: int) -> Runner:
+        """Load the reference for answers: with a limit of time."""
+        return load_runner(
+            self.graph, options=EngineOptions(threads=threads, limit_s=LONGEST_RUN_S, batched=self.batched)
+        )
+
+
+class VariantLook:
+    """The look at one candidate; called by the judge with its share of alpha.
+
+    Attributes:
+        golden: what it answers to the golden inputs; None until it was looked at, or when it failed before.
+        sizes: what it can do; likewise.
+        scores: of labeled rows, its answers to the gate rows; else None.
+        truth: the classes of these rows.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        candidate: Candidate,
+        *,
+        rows: GivenRows | None,
+        output: str,
+        objective: Objective,
+        budget: FidelityBudget | None,
+        margin: float,
+        alpha: float,
+        threads: int,
+    ) -> None:
+        self.candidate = candidate
+        self.golden: VariantGolden | None = None
+        self.sizes: Sizes | None = None
+        self.scores: np.ndarray | None = None
+        self.truth: np.ndarray | None = None
+        self._subject, self._rows, self._output = subject, rows, output
+        self._objective, self._budget, self._margin, self._alpha = objective, budget, margin, alpha
+        self._threads = threads
+        self._subjects = subject.subjects(candidate)
+
+    def __call__(self, alpha: float) -> Sequence[Evidence]:
+        """Return the evidence, the main one first."""
+        try:
+            self.golden = golden_of(self.candidate, self._subject.golden, batched=self._subject.batched)
+            self.sizes = self._tried_sizes(self.golden)
+        except LightshipError as exc:
+            return (self._failed("shapes", f"the engine does not run it: {exc}"),)
+        mixed = bool(self.sizes.mixed)
+        form = (self.golden.evidence(self._subjects, mixed=mixed), self._shapes(self.sizes))
+        if form[1].verdict is not Verdict.PASSED:
+            return form[::-1]
+        try:
+            main = self._answers(alpha)
+        except LightshipError as exc:
+            main = (self._failed("equivalence" if self._rows is None else "fidelity", f"it failed: {exc}"),)
+        return (*main, *form)
+
+    @property
+    def speed(self) -> Speed:
+        """How fast it is, by the goal that was asked for."""
+        timed = self._objective.timed
+        found = self.candidate.throughput if timed == ("throughput",) else self.candidate.latency
+        if found is None:
+            return Speed(asked=len(self._objective.weights) == 1 and bool(timed))
+        setup: dict[str, Json] = {
+            "engine": self.candidate.engine,
+            "threads": found.threads,
+            "batch": found.batch,
+            "reference_threads": found.reference_threads,
+            "reference_batch": found.reference_batch,
+        }
+        return Speed(asked=len(self._objective.weights) == 1 and bool(timed), timing=found.timing, setup=setup)
+
+    # -- sizes --------------------------------------------------------------------------------------------------
+
+    def _tried_sizes(self, golden: VariantGolden) -> Sizes:
+        subject = self._subject
+        rows = list(subject.golden) if self._rows is None else self._rows.some(8) or list(subject.golden)
+        return try_sizes_apart(
+            self.candidate.graph,
+            engine=self.candidate.engine,
+            options=self.candidate.options,
+            reference=subject.graph,
+            interface=subject.interface,
+            rows=rows,
+            tolerance=golden.tolerance(),
+        )
+
+    @property
+    def tolerance(self) -> float:
+        """What its golden examples may be off on another machine."""
+        assert self.golden is not None  # noqa: S101 - asked for after the look
+        assert self.sizes is not None  # noqa: S101
+        return self.golden.tolerance(mixed=bool(self.sizes.mixed))
+
+    @property
+    def batch(self) -> int:
+        """The largest batch that the new version may run."""
+        assert self.sizes is not None  # noqa: S101 - asked for after the look
+        if self.sizes.mixed and "throughput" not in self._objective.weights:
+            return 1
+        return self.sizes.batch
+
+    def _shapes(self, sizes: Sizes) -> Evidence:
+        wanted = self.candidate.throughput.batch if self.candidate.throughput else 1
+        most = self._subject.interface.proven.get(BATCH, (1, 1))[1]
+        problem, words = sizes.problem, list(sizes.words)
+        if not problem and "throughput" in self._objective.weights and self.batch < wanted:
+            problem = f"it is fast in batches of {wanted} rows, and right in those of up to {self.batch}"
+        if sizes.mixed:
+            moved = f"an answer moves by up to {sizes.mixed:.2g} with the rows beside it (dynamic quantization)"
+            words.append(moved + ("; rows run one at a time" if self.batch == 1 and most > 1 else ""))
+        ranges = {**self._subject.interface.proven, **({BATCH: (1, self.batch)} if self._subject.batched else {})}
+        said = ", ".join(f"{name} {low} to {high}" for name, (low, high) in sorted(ranges.items()))
+        summary = problem or "; ".join([f"Works for {said or 'its one size'}", *words])
+        return Evidence(
+            check="shapes",
+            verdict=Verdict.FAILED if problem else Verdict.PASSED,
+            subjects=self._subjects,
+            summary=summary[:1000],
+            measured={
+                "proven": {name: [low, high] for name, (low, high) in ranges.items()},
+                "mixed": sizes.mixed,
+                "tried": list(sizes.tried),
+                "words": list(words),
+            },
+            method={"compared": "every row's answer with its answer alone, and beside other rows"},
+        )
+
+    # -- answers ------------------------------------------------------------------------------------------------
+
+    def _answers(self, alpha: float) -> Sequence[Evidence]:
+        runner = self.candidate.runner(threads=self._threads, batched=self._subject.batched, limited=True)
+        try:
+            if self._rows is None:
+                return (self._equivalence(runner), *self.speed.evidence(self.candidate.name, subjects=self._subjects))
+            if self._rows.labeled:
+                return self._scores(runner, self._rows, alpha)
+            return self._fidelity(runner, self._rows, alpha)
+        finally:
+            runner.close()
+
+    def _gate_batch(self) -> int:
+        """Return the rows of a batch of gate rows: as it will be served, where that changes the answers."""
+        assert self.sizes is not None  # noqa: S101 - the sizes were tried before
+        if self.sizes.mixed:
+            return self.candidate.throughput.batch if self.batch > 1 and self.candidate.throughput else 1
+        return min(self.batch, _GATE_BATCH)
+
+    def _fidelity(self, runner: Runner, rows: GivenRows, alpha: float) -> Sequence[Evidence]:
+        meter = FidelityMeter()
+        for _, inputs, expected in rows.gate_batches(self._gate_batch()):
+            meter.add(expected, rows.as_rows(runner.run(inputs)))
+        rows.require_usable()
+        look = look_at_fidelity(
+            self.candidate.name,
+            meter,
+            budget=self._budget or FidelityBudget(),
+            subjects=self._subjects,
+            speed=self.speed,
+        )
+        return look(alpha)
+
+    def _scores(self, runner: Runner, rows: GivenRows, alpha: float) -> Sequence[Evidence]:
+        meter = FidelityMeter()
+        truth, theirs, ours = [], [], []
+        for labels, inputs, expected in rows.gate_batches(self._gate_batch()):
+            found = rows.as_rows(runner.run(inputs))
+            if self._budget is not None:
+                meter.add(expected, found)
+            truth.append(labels)
+            theirs.append(expected[self._output])
+            ours.append(found[self._output])
+        rows.require_usable()
+        self.truth = np.concatenate(truth)
+        reference, self.scores = (scores_as_logits(np.concatenate(parts)) for parts in (theirs, ours))
+        require_finite_reference(reference)
+        look = look_at_scores(
+            self.candidate.name,
+            self.truth,
+            reference,
+            self.scores,
+            labels=[str(number) for number in range(reference.shape[1])],
+            margin=self._margin,
+            harm_alpha=self._alpha,
+            subjects=self._subjects,
+            speed=self.speed,
+        )
+        found_by_labels = look(alpha)
+        if self._budget is None:
+            return found_by_labels
+        faithful = look_at_fidelity(self.candidate.name, meter, budget=self._budget, subjects=self._subjects)
+        return (*found_by_labels, *faithful(alpha))
+
+    def _equivalence(self, runner: Runner) -> Evidence:
+        """Compare its answers with the reference's on golden and drawn inputs: it must differ by rounding alone."""
+        subject = self._subject
+        base = subject.runner(threads=1)
+        worst, allowed_there, compared = 0.0, subject.tolerance, 0
+        problem = ""
+        for row in (*subject.golden, *self._drawn()):
+            try:
+                expected = answers_to(base, row, batched=subject.batched)
+            except LightshipError:
+                continue
+            found = answers_to(runner, row, batched=subject.batched)
+            compared += 1
+            for name, array in expected.items():
+                off = largest_difference(found[name], array)
+                allowed = max(subject.tolerance, _rounding(array))
+                if off / (allowed or 1.0) > worst / (allowed_there or 1.0):
+                    worst, allowed_there = off, allowed
+                if off > allowed and not problem:
+                    problem = f"{name!r} differs by {off:.3g}, allowed {allowed:.3g}"
+        base.close()
+        return Evidence(
+            check="equivalence",
+            verdict=Verdict.FAILED if problem else Verdict.PASSED,
+            subjects=self._subjects,
+            summary=problem
+            or f"Answers {compared} golden and drawn inputs as the reference does (off by {worst:.2g}, "
+            f"allowed {allowed_there:.2g})",
+            measured={"inputs": compared, "largest_difference": worst, "allowed": allowed_there},
+            method={"inputs": "golden examples, and values drawn by seed", "of": "passes that only round otherwise"},
+        )
+
+    def _drawn(self) -> list[Tensors]:
+        """Return inputs of the shape of the golden ones, with other values."""
+        subject = self._subject
+        first = subject.golden[0]
+        sizes: dict[str, int] = {}
+        for spec in subject.interface.inputs:
+            shape = spec.shape[1:] if subject.batched else spec.shape
+            sizes |= {d: n for d, n in zip(shape, first[spec.name].shape, strict=True) if isinstance(d, str)}
+        rows = []
+        for style in STYLES[:3]:
+            for number in range(_DRAWN_ROWS // 3):
+                inputs = draw(subject.interface.inputs, {**sizes, BATCH: 1}, number=1_000 + number, style=style)
+                rows.append({name: array[0] for name, array in inputs.items()} if subject.batched else inputs)
+        return [{name: np.asarray(array) for name, array in row.items()} for row in rows]
+
+    def _failed(self, check: str, why: str) -> Evidence:
+        return Evidence(check, Verdict.FAILED, self._subjects, why[:1000], {}, {})
+
+
+def scores_as_logits(scores: np.ndarray) -> np.ndarray:
+    """Return class scores as logits: of probabilities (no value below 0, every row sums to 1) their logarithm."""
+    finite = np.isfinite(scores).all(axis=1)
+    rows = scores[finite].astype(np.float64)
+    if not len(rows) or rows.min() < 0 or not np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+        return scores
+    with np.errstate(invalid="ignore"):
+        return np.where(finite[:, None], np.log(np.maximum(scores.astype(np.float64), 1e-30)), scores)
+
+
+def _rounding(array: np.ndarray) -> float:
+    if array.dtype.kind != "f":
+        return 0.0
+    finite = np.abs(array[np.isfinite(array)].astype(np.float64))
+    largest = min(float(finite.max(initial=0.0)), float(np.finfo(np.float32).max))
+    return _FLOOR_ULPS * float(np.spacing(np.float32(largest)))
