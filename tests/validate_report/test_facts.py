@@ -16,7 +16,7 @@ def test_json_twin_reads_back_as_the_facts(release: ReportFacts) -> None:
 
     assert read == release.to_json()
     assert base64.b64decode(read["worst"][0]["png"]) == release.worst[0].png
-    assert read["variants"][2]["accuracy"] == release.variants[2].accuracy.to_json()  # type: ignore[union-attr]
+    assert read["variants"][2]["quality"] == release.variants[2].quality.to_json()  # type: ignore[union-attr]
 
 
 def test_json_twin_has_every_field_of_every_fact(release: ReportFacts) -> None:
@@ -28,14 +28,23 @@ def test_json_twin_has_every_field_of_every_fact(release: ReportFacts) -> None:
         (release.data, read["data"]),
         (release.curves, read["curves"]),
         (release.confusion, read["confusion"]),
+        (release.front, read["front"]),
+        (release.front.floor, read["front"]["floor"]),
+        (release.calibration, read["calibration"]),
+        (release.calibration.bins[0], read["calibration"]["bins"][0]),
+        (release.near_duplicates, read["near_duplicates"]),
+        (release.near_duplicates.examples[0], read["near_duplicates"]["examples"][0]),
         *((one, shown[0]) for one, shown in _firsts(release, read)),
     ]
     for facts, shown in pairs:
         assert set(shown) == set(type(facts).__dataclass_fields__)
 
 
+FIRSTS = ("variants", "per_class", "worst", "evidence", "slices", "slice_harm", "values", "divergence")
+
+
 def _firsts(release: ReportFacts, read: dict) -> list:
-    return [(getattr(release, name)[0], read[name]) for name in ("variants", "per_class", "worst", "evidence")]
+    return [(getattr(release, name)[0], read[name]) for name in FIRSTS]
 
 
 def test_json_twin_has_null_where_a_number_is_not_finite(no_numbers: ReportFacts) -> None:

@@ -20,7 +20,6 @@ from lightship.validate.report.facts import CurveFacts, ExampleFacts, ReportFact
 from lightship.validate.report.from_evidence import Given, facts_of
 
 if TYPE_CHECKING:
-    from lightship.pipeline.stages.optimize import Optimized
     from lightship.pipeline.stages.prepare import Prepared
     from lightship.pipeline.stages.release import Released
     from lightship.pipeline.stages.train import Trained
@@ -35,7 +34,6 @@ def write_report(
     bench: Bench,
     prepared: Prepared,
     trained: Trained,
-    optimized: Optimized,
     validated: Validated,
     released: Released | None,
 ) -> Path:
@@ -47,7 +45,7 @@ def write_report(
 
     folder = bench.home.runs / bench.recipe.name
     _show_held_out(validated, folder / "held-out")
-    facts = report_facts(bench, prepared, trained, optimized, validated, released)
+    facts = report_facts(bench, prepared, trained, validated, released)
     page = folder / ("report.html" if released else "decision.html")
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_suffix(".json"), render_json(facts).encode())
@@ -64,7 +62,6 @@ def report_facts(
     bench: Bench,
     prepared: Prepared,
     trained: Trained,
-    optimized: Optimized,
     validated: Validated,
     released: Released | None,
 ) -> ReportFacts:
@@ -85,7 +82,7 @@ def report_facts(
             outcomes={each.name: (each.verdict, each.reason) for each in validated.outcomes},
             source=prepared.dataset.source,
             fingerprint=prepared.split.fingerprint,
-            size_bytes=_sizes(trained, optimized, validated),
+            size_bytes={REFERENCE: len(trained.reference), validated.chosen: len(validated.graph)},
             lineage=_lineage(prepared, trained, validated, released),
             machine=machine_facts(fingerprint()),
             interface=interface_facts(
@@ -96,12 +93,6 @@ def report_facts(
         ),
     )
     return replace(found, curves=_curves(trained), worst=_worst(prepared, validated, prepared.labels("gate")))
-
-
-def _sizes(trained: Trained, optimized: Optimized, validated: Validated) -> dict[str, int]:
-    found = {REFERENCE: len(trained.reference)}
-    found.setdefault(validated.chosen, len(validated.graph))
-    return found
 
 
 def _curves(trained: Trained) -> CurveFacts:

@@ -61,9 +61,9 @@ def ship(recipe: Path | str, *, home: Path | str | None = None, progress: Progre
         optimized = run_optimize(bench, prepared, trained)
         validated = run_validate(bench, prepared, trained, optimized)
         if not validated.decision.released:
-            _refuse(bench, write_report(bench, prepared, trained, optimized, validated, None), validated)
+            _refuse(bench, write_report(bench, prepared, trained, validated, None), validated)
         released = run_release(bench, prepared, trained, validated)
-        report = write_report(bench, prepared, trained, optimized, validated, released)
+        report = write_report(bench, prepared, trained, validated, released)
     stages = (prepared, trained, optimized, validated, released)
     return Shipped(released, report, tuple(stage.finished for stage in stages))
 
@@ -110,7 +110,7 @@ def validate(
         trained = run_train(bench, prepared)
         optimized = run_optimize(bench, prepared, trained, variant=Path(variant) if variant else None)
         validated = run_validate(bench, prepared, trained, optimized)
-        report = write_report(bench, prepared, trained, optimized, validated, None)
+        report = write_report(bench, prepared, trained, validated, None)
         if not validated.decision.released:
             _refuse(bench, report, validated)
         return validated

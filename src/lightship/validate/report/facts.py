@@ -17,15 +17,28 @@ from dataclasses import dataclass, field
 from lightship.types import Interval, Json, Verdict
 
 __all__ = [
+    "BinFacts",
+    "CalibrationFacts",
     "ClassFacts",
     "ConfusionFacts",
     "CurveFacts",
     "DataFacts",
+    "DivergenceFacts",
     "EvidenceFacts",
     "ExampleFacts",
+    "FloorFacts",
+    "FrontFacts",
+    "NearDuplicateFacts",
     "ReportFacts",
+    "SliceFacts",
+    "SliceHarmFacts",
+    "TwinFacts",
+    "ValueFacts",
     "VariantFacts",
+    "interval_json",
+    "number_json",
     "render_json",
+    "writable",
 ]
 
 
@@ -33,20 +46,26 @@ __all__ = [
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def _number(value: float | None) -> Json:
+def number_json(value: float | None) -> Json:
     """JSON has no NaN and no infinity; ``null`` says that there is no number."""
     return None if value is None or not math.isfinite(value) else value
 
 
-def _interval(value: Interval | None) -> Json:
+def interval_json(value: Interval | None) -> Json:
+    """Return an interval in its JSON form, ``null`` for what is not finite."""
     if value is None:
         return None
-    return {key: _number(part) if isinstance(part, float) else part for key, part in value.to_json().items()}
+    return {key: number_json(part) if isinstance(part, float) else part for key, part in value.to_json().items()}
+
+
+def writable(text: str) -> str:
+    """Return ``text`` without lone surrogates, which no encoding can write."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def _finite(value: Json) -> Json:
     if isinstance(value, float):
-        return _number(value)
+        return number_json(value)
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -100,24 +119,41 @@ class VariantFacts:
     """One way to run the model: what it costs, how good it is, and what became of it.
 
     Attributes:
-        size_bytes: of the graph.
-        accuracy: on the part where all variants were compared; ``None``: not measured.
-        latency_p50_ms, latency_p99_ms: of one request with one row, in milliseconds.
+        precision: for people: ``fp32``, ``bf16``, ``int8`` ...
+        size_bytes: of the graph; 0: none could be made.
+        quality: on the part where all variants were compared, as ``FrontFacts.measure`` says; ``None``: not measured.
+        latency_p50_ms, latency_p99_ms: of one call, in milliseconds.
         speedup: time of the reference / time of this variant: 2.0 is twice as fast. ``None`` for the reference itself.
+        throughput: rows a second, at the batch that serves most of them.
+        throughput_gain: rows a second of this variant / of the reference at its own best batch.
+        engine: that runs it.
+        passes: that made its graph of the reference's, in order.
+        options: for the engine, by name.
+        memory_bytes: most memory beyond that of an idle process.
+        on_front: no other one is as good in everything and better in something.
         chosen: the release runs this one.
         reason: one sentence: why it was chosen, kept or dropped.
+        notes: what the passes say about their work, e.g. which layers were left in float.
     """
 
     name: str
     precision: str
     size_bytes: int
-    accuracy: Interval | None
+    quality: Interval | None
     latency_p50_ms: float | None
     latency_p99_ms: float | None
     speedup: Interval | None
     chosen: bool
     verdict: Verdict
     reason: str
+    throughput: float | None = None
+    throughput_gain: Interval | None = None
+    engine: str = ""
+    passes: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    on_front: bool = False
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""
@@ -125,13 +161,306 @@ class VariantFacts:
             "name": self.name,
             "precision": self.precision,
             "size_bytes": self.size_bytes,
-            "accuracy": _interval(self.accuracy),
-            "latency_p50_ms": _number(self.latency_p50_ms),
-            "latency_p99_ms": _number(self.latency_p99_ms),
-            "speedup": _interval(self.speedup),
+            "quality": interval_json(self.quality),
+            "latency_p50_ms": number_json(self.latency_p50_ms),
+            "latency_p99_ms": number_json(self.latency_p99_ms),
+            "speedup": interval_json(self.speedup),
+            "throughput": number_json(self.throughput),
+            "throughput_gain": interval_json(self.throughput_gain),
+            "engine": self.engine,
+            "passes": list(self.passes),
+            "options": dict(self.options),
+            "memory_bytes": self.memory_bytes,
+            "on_front": self.on_front,
             "chosen": self.chosen,
             "verdict": self.verdict.value,
             "reason": self.reason,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FloorFacts:
+    """The least time of a call of the reference in float32 on the machine, from its work and the measured peaks.
+
+    Attributes:
+        compute_ms: for the arithmetic at the measured peak.
+        memory_ms: for fetching everything once at the measured rate.
+        gflops: the peak, thousand million operations a second.
+        gflop: operations of a call, thousand millions.
+        mib: that a call reads, MiB.
+        mib_per_s: rate of memory.
+    """
+
+    floor_ms: float
+    compute_ms: float
+    memory_ms: float
+    gflops: float | None = None
+    gflop: float | None = None
+    mib: float | None = None
+    mib_per_s: float | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "floor_ms": number_json(self.floor_ms),
+            "compute_ms": number_json(self.compute_ms),
+            "memory_ms": number_json(self.memory_ms),
+            "gflops": number_json(self.gflops),
+            "gflop": number_json(self.gflop),
+            "mib": number_json(self.mib),
+            "mib_per_s": number_json(self.mib_per_s),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FrontFacts:
+    """How the variants were found and compared.
+
+    Attributes:
+        measure: what ``VariantFacts.quality`` is: ``Accuracy``, ``Agreement`` (with the reference), or ``Cosine``.
+        rows: that it was measured on.
+        objective: figure -> weight, e.g. ``{"latency": 1.0}``.
+        minutes: that the search took.
+        cores: of the machine.
+        floor: what the hardware allows; ``None``: not known.
+    """
+
+    measure: str
+    rows: int
+    objective: Mapping[str, float]
+    minutes: float | None = None
+    cores: int | None = None
+    floor: FloorFacts | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "measure": self.measure,
+            "rows": self.rows,
+            "objective": {name: number_json(weight) for name, weight in self.objective.items()},
+            "minutes": number_json(self.minutes),
+            "cores": self.cores,
+            "floor": self.floor.to_json() if self.floor else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BinFacts:
+    """Answers that were about equally sure: how sure, and how often right."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float
+    accuracy: Interval
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "low": number_json(self.low),
+            "high": number_json(self.high),
+            "rows": self.rows,
+            "confidence": number_json(self.confidence),
+            "accuracy": interval_json(self.accuracy),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFacts:
+    """How sure the model is, and how often it is right.
+
+    Attributes:
+        ece: expected calibration error, in [0, 1].
+        brier, nll: mean Brier score and mean negative log-likelihood.
+        temperature: that was fitted on the selection rows; ``None``: none was.
+        after: ``ece`` with that temperature.
+        helps: the temperature is shown to make the probabilities better.
+    """
+
+    rows: int
+    ece: Interval
+    bins: tuple[BinFacts, ...]
+    brier: Interval | None = None
+    nll: Interval | None = None
+    temperature: float | None = None
+    after: Interval | None = None
+    after_bins: tuple[BinFacts, ...] = ()
+    helps: bool = False
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "rows": self.rows,
+            "ece": interval_json(self.ece),
+            "bins": [one.to_json() for one in self.bins],
+            "brier": interval_json(self.brier),
+            "nll": interval_json(self.nll),
+            "temperature": number_json(self.temperature),
+            "after": interval_json(self.after),
+            "after_bins": [one.to_json() for one in self.after_bins],
+            "helps": self.helps,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFacts:
+    """Rows that have something in common, found on the selection rows and judged on the gate rows.
+
+    Attributes:
+        words: what they have in common.
+        rows: of the gate part.
+        share: of the gate part.
+        accuracy: on these gate rows.
+        worse: it is shown that the model is worse here than elsewhere.
+    """
+
+    words: str
+    rows: int
+    share: float
+    accuracy: Interval
+    worse: bool
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "words": self.words,
+            "rows": self.rows,
+            "share": number_json(self.share),
+            "accuracy": interval_json(self.accuracy),
+            "worse": self.worse,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SliceHarmFacts:
+    """What the variant lost and gained against the reference on one slice of the gate rows."""
+
+    words: str
+    rows: int
+    losses: int
+    gains: int
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "words": self.words,
+            "rows": self.rows,
+            "losses": self.losses,
+            "gains": self.gains,
+            "verdict": self.verdict.value,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TwinFacts:
+    """Two rows that are nearly alike, in two parts of the data."""
+
+    one: str
+    one_part: str
+    one_label: str
+    other: str
+    other_part: str
+    other_label: str
+    similarity: float
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "one": self.one,
+            "one_part": self.one_part,
+            "one_label": self.one_label,
+            "other": self.other,
+            "other_part": self.other_part,
+            "other_label": self.other_label,
+            "similarity": number_json(self.similarity),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NearDuplicateFacts:
+    """Rows that are nearly alike across the parts: what was learned is not tested there.
+
+    Attributes:
+        gate_rows: gate rows with a twin in another part.
+        across: two parts -> pairs.
+        compared: rows that were compared.
+    """
+
+    pairs: int
+    gate_rows: int
+    across: Mapping[str, int]
+    examples: tuple[TwinFacts, ...]
+    compared: int
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "pairs": self.pairs,
+            "gate_rows": self.gate_rows,
+            "across": dict(self.across),
+            "examples": [one.to_json() for one in self.examples],
+            "compared": self.compared,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ValueFacts:
+    """One kind of extreme or broken input: what reference and variant made of it.
+
+    Attributes:
+        problem: what is wrong about it; empty: nothing.
+    """
+
+    case: str
+    input: str
+    reference: str
+    variant: str
+    problem: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "case": self.case,
+            "input": self.input,
+            "reference": self.reference,
+            "variant": self.variant,
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceFacts:
+    """The first layer where a variant leaves its reference.
+
+    Attributes:
+        variant: whose.
+        before, after: error relative to the reference, going in and coming out; ``None``: not finite.
+        final: at the end of the graph.
+        gradual: no single layer is to blame.
+    """
+
+    variant: str
+    layer: str
+    operator: str
+    tensor: str
+    before: float | None
+    after: float | None
+    final: float | None
+    gradual: bool
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "variant": self.variant,
+            "layer": self.layer,
+            "operator": self.operator,
+            "tensor": self.tensor,
+            "before": number_json(self.before),
+            "after": number_json(self.after),
+            "final": number_json(self.final),
+            "gradual": self.gradual,
         }
 
 
@@ -156,9 +485,9 @@ class ClassFacts:
         return {
             "label": self.label,
             "support": self.support,
-            "precision": _number(self.precision),
-            "recall": _number(self.recall),
-            "f1": _interval(self.f1),
+            "precision": number_json(self.precision),
+            "recall": number_json(self.recall),
+            "f1": interval_json(self.f1),
         }
 
 
@@ -197,11 +526,11 @@ class CurveFacts:
         """Return the JSON form."""
         return {
             "epochs": list(self.epochs),
-            "train_loss": [_number(value) for value in self.train_loss],
-            "validation_loss": [_number(value) for value in self.validation_loss],
-            "train_accuracy": [_number(value) for value in self.train_accuracy],
-            "validation_accuracy": [_number(value) for value in self.validation_accuracy],
-            "learning_rate": [_number(value) for value in self.learning_rate],
+            "train_loss": [number_json(value) for value in self.train_loss],
+            "validation_loss": [number_json(value) for value in self.validation_loss],
+            "train_accuracy": [number_json(value) for value in self.train_accuracy],
+            "validation_accuracy": [number_json(value) for value in self.validation_accuracy],
+            "learning_rate": [number_json(value) for value in self.learning_rate],
             "best_epoch": self.best_epoch,
         }
 
@@ -228,7 +557,7 @@ class ExampleFacts:
             "png": base64.b64encode(self.png).decode("ascii"),
             "truth": self.truth,
             "predicted": self.predicted,
-            "probability": _number(self.probability),
+            "probability": number_json(self.probability),
         }
 
 
@@ -278,9 +607,15 @@ class ReportFacts:
         created: RFC 3339 time.
         headline: the one sentence to read.
         reasons: why it was released or refused, one sentence each.
+        data: ``None``: nobody gave rows.
+        status: of the release: ``passed``, or ``structural`` when nobody judged how good its answers are.
+        front: how the variants were compared.
+        calibration, slices, slice_harm, near_duplicates, values, divergence: as in the evidence of these names.
         lineage, machine: (name, value) in the order to show.
         commands: (label, command line): how to go on.
         gate_accuracy: of the chosen variant on the gate part; those of ``variants`` are on the selection part.
+        fidelity: (name, unit, interval) of how alike the chosen variant's answers are to the reference's, on gate rows.
+        interface: (input or output, dtype and shape), and the proven sizes.
         signer: who signed, as a person should read it, e.g. ``local key 3f9a…``; empty when nothing was signed.
     """
 
@@ -291,18 +626,28 @@ class ReportFacts:
     headline: str
     reasons: tuple[str, ...]
     task: str
-    data: DataFacts
+    data: DataFacts | None
+    status: str = "passed"
     variants: tuple[VariantFacts, ...] = ()
+    front: FrontFacts | None = None
     per_class: tuple[ClassFacts, ...] = ()
     confusion: ConfusionFacts | None = None
+    calibration: CalibrationFacts | None = None
+    slices: tuple[SliceFacts, ...] = ()
+    slice_harm: tuple[SliceHarmFacts, ...] = ()
+    near_duplicates: NearDuplicateFacts | None = None
+    values: tuple[ValueFacts, ...] = ()
+    divergence: tuple[DivergenceFacts, ...] = ()
     curves: CurveFacts | None = None
     worst: tuple[ExampleFacts, ...] = ()
     evidence: tuple[EvidenceFacts, ...] = ()
     lineage: tuple[tuple[str, str], ...] = ()
     machine: tuple[tuple[str, str], ...] = ()
+    interface: tuple[tuple[str, str], ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
     signer: str = ""
     gate_accuracy: Interval | None = None
+    fidelity: tuple[tuple[str, str, Interval], ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form: what the page shows, unrounded."""
@@ -314,22 +659,34 @@ class ReportFacts:
             "headline": self.headline,
             "reasons": list(self.reasons),
             "task": self.task,
-            "data": self.data.to_json(),
+            "data": self.data.to_json() if self.data else None,
+            "status": self.status,
             "variants": [variant.to_json() for variant in self.variants],
+            "front": self.front.to_json() if self.front else None,
             "per_class": [one.to_json() for one in self.per_class],
             "confusion": self.confusion.to_json() if self.confusion else None,
+            "calibration": self.calibration.to_json() if self.calibration else None,
+            "slices": [one.to_json() for one in self.slices],
+            "slice_harm": [one.to_json() for one in self.slice_harm],
+            "near_duplicates": self.near_duplicates.to_json() if self.near_duplicates else None,
+            "values": [one.to_json() for one in self.values],
+            "divergence": [one.to_json() for one in self.divergence],
             "curves": self.curves.to_json() if self.curves else None,
             "worst": [example.to_json() for example in self.worst],
             "evidence": [one.to_json() for one in self.evidence],
             "lineage": [[name, value] for name, value in self.lineage],
             "machine": [[name, value] for name, value in self.machine],
+            "interface": [[name, value] for name, value in self.interface],
             "commands": [[label, command] for label, command in self.commands],
             "signer": self.signer,
-            "gate_accuracy": _interval(self.gate_accuracy),
+            "gate_accuracy": interval_json(self.gate_accuracy),
+            "fidelity": [
+                {"name": name, "unit": unit, "value": interval_json(value)} for name, unit, value in self.fidelity
+            ],
         }
 
 
 def render_json(facts: ReportFacts) -> str:
     """Return the JSON twin of the page, to be written as UTF-8: the same facts give the same text, without NaN."""
     text = json.dumps(facts.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return _SURROGATES.sub("\ufffd", text)
+    return writable(text)

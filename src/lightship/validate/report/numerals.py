@@ -18,10 +18,14 @@ __all__ = [
     "level",
     "loss",
     "milliseconds",
+    "per_second",
     "percent",
     "percent_range",
     "plain",
+    "quality",
+    "quality_range",
     "rate",
+    "share_of",
     "size",
     "times",
     "times_range",
@@ -85,6 +89,45 @@ def times_range(value: Interval | None) -> str:
     if value is None or not (_known(value.low) and _known(value.high)):
         return DASH
     return f"{_significant(value.low)}–{_significant(value.high)}×"
+
+
+def per_second(rows: float | None) -> str:
+    """Return a throughput with three significant digits: ``1,820/s``."""
+    return f"{_significant(rows)}/s" if rows is not None and _known(rows) else DASH
+
+
+def share_of(share: float) -> str:
+    """Return a share as percent, or as it is where percent make no sense."""
+    return percent(share) if 0 <= share <= 1 else _significant(share)
+
+
+def quality(value: Interval | None, unit: str) -> str:
+    """Return a quality in its own unit: shares in percent, cosines as they are, decibels with one decimal."""
+    if value is None or not _known(value.estimate):
+        return DASH
+    if unit == "share":
+        return percent(value.estimate)
+    return f"{value.estimate:.1f}{_GAP}dB" if unit == "dB" else _cosine(value.estimate)
+
+
+def quality_range(value: Interval | None, unit: str) -> str:
+    """Return the limits of a quality in its own unit."""
+    if value is None or not (_known(value.low) and _known(value.high)):
+        return DASH
+    if unit == "share":
+        return percent_range(value)
+    if unit == "dB":
+        return f"{value.low:.1f}–{value.high:.1f}{_GAP}dB"
+    return f"{_cosine(value.low)}–{_cosine(value.high)}"
+
+
+def _cosine(value: float) -> str:
+    """More digits where fewer would say 1."""
+    for digits in (3, 4, 5, 6):
+        text = f"{value:.{digits}f}"
+        if float(text) < 1 or value >= 1:
+            return text
+    return ">0.999999"
 
 
 def size(size_bytes: int) -> str:

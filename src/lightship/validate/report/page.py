@@ -1,15 +1,16 @@
-"""The report as one HTML file that needs nothing else: no network, no script, no second file.
+"""The report as one HTML file that needs nothing else: no network, no script, no second file. The comparison likewise.
 
+Facts in, HTML out: whatever made the facts (a recipe, an optimized bundle, a release that was read back) draws here.
 Each text of the facts is hostile until escaped: Jinja2 escapes what the template prints, `svg.element` what drawings
 hold, and the content security policy of the page lets nothing run or load even if both failed. The same facts give
-the same bytes. `numerals` rounds, `plots` draws, the template orders; this module only puts them together.
+the same bytes. `numerals` rounds, the plots draw, the template orders; this module only puts them together.
 """
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -18,19 +19,51 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from lightship.types import Json, Verdict
+from lightship.bundle.manifest import REFERENCE
+from lightship.types import Interval, Json, Verdict
 from lightship.validate.report import numerals
-from lightship.validate.report.facts import ClassFacts, ConfusionFacts, ExampleFacts, ReportFacts, VariantFacts
-from lightship.validate.report.plots import F1Plot, confusion_plot, curve_plots, plotted, state_of, variant_plot
+from lightship.validate.report.comparison import Change, ComparisonFacts, Figure, SideFacts
+from lightship.validate.report.facts import (
+    ConfusionFacts,
+    ExampleFacts,
+    FloorFacts,
+    ReportFacts,
+    VariantFacts,
+)
+from lightship.validate.report.front_plot import LATENCY, THROUGHPUT, front_plot, numbered, plotted, state_of
+from lightship.validate.report.plots import StripPlot, calibration_plot, confusion_plot, curve_plots
 from lightship.validate.report.svg import clean
+from lightship.validate.report.words import (
+    findings_of,
+    front_words,
+    key_quality,
+    missing_of,
+    opened_by,
+    released_word,
+    weakest_class,
+)
 
-__all__ = ["render_page"]
+__all__ = ["render_comparison", "render_page"]
 
 _MEASURED_LINES = 120  # more are noise on a page; the JSON twin has them all
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CRISP_PX = 96  # an image up to this size is enlarged with sharp pixels
 _MISTAKES = 10
 _LONG_CLASS_LIST = 12
+_MOST_REASONS = 6
+_FEW_DROPPED = 4  # so many dropped variants stand in the first table; more are folded
+_TEMPLATES = ("base", "macros", "report", "comparison")
+_SECTIONS = (
+    ("classes", "Classes"),
+    ("confusion", "Confusion"),
+    ("slices", "Slices"),
+    ("calibration", "Calibration"),
+    ("worst", "Worst examples"),
+    ("fidelity", "Against the reference"),
+    ("training", "Training"),
+    ("data", "Data"),
+    ("evidence", "Evidence"),
+)
 
 
 def render_page(facts: ReportFacts) -> str:
@@ -38,36 +71,110 @@ def render_page(facts: ReportFacts) -> str:
 
     The text has no lone surrogates, whatever the facts hold, and no NaN.
     """
+    word, tone = released_word(facts)
     chosen_word = "chosen" if facts.released else "candidate"
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            facts=facts,
-            style=Markup(_resource("style.css")),  # noqa: S704 (our own file)
-            icon=_icon(facts),
-            chosen=next((variant for variant in facts.variants if variant.chosen), None),
-            chosen_word=chosen_word,
-            variant_plot=variant_plot(facts.variants, chosen_word=chosen_word),
-            unplotted=[variant.name for variant in facts.variants if not plotted(variant)],
-            states={state_of(variant) for variant in facts.variants if plotted(variant)},
-            confidence=_confidence(facts.variants),
-            f1_plot=F1Plot(facts.per_class),
-            weakest=_weakest(facts.per_class),
-            confusion_plot=confusion_plot(facts.confusion) if facts.confusion else None,
-            mistakes=list(_mistakes(facts.confusion)) if facts.confusion else [],
-            right=_right(facts.confusion) if facts.confusion else (0, 0),
-            curve_plots=curve_plots(facts.curves) if facts.curves else (),
-            long_class_list=_LONG_CLASS_LIST,
-            labels=_labels(facts.data.class_counts),
-        )
+    measure = facts.front.measure if facts.front else "Accuracy"
+    order = numbered(facts.variants)
+    dropped = [each for each in order if state_of(each[1]) == "dropped"]
+    folded = dropped if len(dropped) > _FEW_DROPPED else []
+    plots = [
+        plot
+        for axis in (LATENCY, THROUGHPUT)
+        if (plot := front_plot(facts.variants, axis, measure=measure, chosen_word=chosen_word)) is not None
+    ]
+    drawn = [one for one in facts.variants if plotted(one, LATENCY) or plotted(one, THROUGHPUT)]
+    key = key_quality(facts)
+    missing = missing_of(facts)
+    there = _there(facts)
+    return _render(
+        "report",
+        facts=facts,
+        word=word,
+        tone=tone,
+        title=facts.name + (f":{facts.version}" if facts.version is not None else ""),
+        icon=_icon(good=facts.released),
+        most_reasons=_MOST_REASONS,
+        tally=_tally(facts.evidence),
+        chosen=next((variant for variant in facts.variants if variant.chosen), None),
+        chosen_word=chosen_word,
+        key_quality=key,
+        sections=[
+            ("front", "Front"),
+            *(section for section in _SECTIONS if section[0] in there),
+            *([("unproven", "Not measured")] if missing else []),
+            ("origin", "Origin"),
+            *([("next", "How to go on")] if facts.commands else []),
+        ],
+        measure=measure,
+        unit="cosine" if measure == "Cosine" else "share",
+        front_words=front_words(facts),
+        confidence=_confidence(facts.variants),
+        plots=plots,
+        states={state_of(variant) for variant in drawn},
+        has_low=any("h10l-5 8z" in plot for plot in plots),
+        unplotted=[variant.name for variant in facts.variants if variant not in drawn],
+        main_variants=[each for each in order if each not in folded],
+        other_variants=folded,
+        has_throughput=any(one.throughput for one in facts.variants),
+        has_memory=any(one.memory_bytes for one in facts.variants),
+        floor=_floor(facts),
+        findings=findings_of(facts),
+        opened=opened_by(facts),
+        f1_plot=StripPlot([one.f1 for one in facts.per_class]),
+        weakest=weakest_class(facts.per_class),
+        confusion_plot=confusion_plot(facts.confusion) if facts.confusion else None,
+        mistakes=list(_mistakes(facts.confusion)) if facts.confusion else [],
+        slice_plot=StripPlot(
+            [one.accuracy for one in facts.slices],
+            line=facts.gate_accuracy.estimate if facts.gate_accuracy else None,
+        ),
+        calibration_plot=calibration_plot(facts.calibration) if facts.calibration else None,
+        curve_plots=curve_plots(facts.curves) if facts.curves else (),
+        long_class_list=_LONG_CLASS_LIST,
+        labels=_labels(facts.data.class_counts) if facts.data else [],
+        missing=missing,
     )
+
+
+def render_comparison(facts: ComparisonFacts) -> str:
+    """Return a comparison of two releases as one self-contained HTML document; write it as UTF-8."""
+    sections = [("figures", "Signed figures"), ("changes", "Changes"), ("evidence", "Evidence"), ("sides", "Releases")]
+    return _render(
+        "comparison",
+        facts=facts,
+        one=facts.before.title,
+        two=facts.after.title,
+        icon=_icon(good=True),
+        sections=[*([("paired", "Same rows")] if facts.paired else []), *sections],
+        topics=_topics(facts.changes),
+    )
+
+
+def _render(template: str, **values: object) -> str:
+    style = Markup(_resource("style.css"))  # noqa: S704 (our own file)
+    return _environment().get_template(f"{template}.html.j2").render(style=style, **values)
+
+
+def _there(facts: ReportFacts) -> set[str]:
+    """Return the parts of the page that have something to show."""
+    parts: dict[str, object] = {
+        "classes": facts.per_class,
+        "confusion": facts.confusion and facts.confusion.labels,
+        "slices": facts.slices or facts.slice_harm,
+        "calibration": facts.calibration,
+        "worst": facts.worst,
+        "fidelity": facts.fidelity or facts.divergence or facts.values,
+        "training": facts.curves and curve_plots(facts.curves),
+        "data": facts.data,
+        "evidence": facts.evidence,
+    }
+    return {name for name, found in parts.items() if found}
 
 
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=DictLoader({"report.html.j2": _resource("templates/report.html.j2")}),
+        loader=DictLoader({f"{name}.html.j2": _resource(f"templates/{name}.html.j2") for name in _TEMPLATES}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -77,6 +184,9 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": numerals.percent,
         "percent_range": numerals.percent_range,
+        "quality": numerals.quality,
+        "quality_range": numerals.quality_range,
+        "per_second": numerals.per_second,
         "ms": numerals.milliseconds,
         "times": numerals.times,
         "times_range": numerals.times_range,
@@ -89,7 +199,11 @@ def _environment() -> Environment:
         "rate": numerals.rate,
         "png": _png,
         "measured": _measured,
-        "tally": _tally,
+        "how": _how,
+        "side": _side,
+        "gap": _gap,
+        "leaf": _leaf,
+        "lines": _lines_of_side,
     }
     return environment
 
@@ -103,9 +217,9 @@ def _resource(name: str) -> str:
     return files("lightship.validate.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _icon(facts: ReportFacts) -> str:
+def _icon(*, good: bool) -> str:
     """The icon of the browser's tab, as a data: URL; without one a browser asks the server for a file."""
-    color, stroke = ("#0b6e55", "M9 17l5 5 10-12") if facts.released else ("#b3380f", "M10 10l12 12M22 10l-12 12")
+    color, stroke = ("#0b6e55", "M9 17l5 5 10-12") if good else ("#b3380f", "M10 10l12 12M22 10l-12 12")
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="16" fill="{color}"/>'
         f'<path d="{stroke}" fill="none" stroke="#fff" stroke-width="3.5"/></svg>'
@@ -114,14 +228,133 @@ def _icon(facts: ReportFacts) -> str:
 
 
 def _confidence(variants: tuple[VariantFacts, ...]) -> str:
-    """The confidence of the accuracy intervals, e.g. ``95 %``; empty when there are none or several."""
-    levels = {variant.accuracy.confidence for variant in variants if variant.accuracy}
+    """The confidence of the quality intervals, e.g. ``95 %``; empty when there are none or several."""
+    levels = {variant.quality.confidence for variant in variants if variant.quality}
     return numerals.level(levels.pop()) if len(levels) == 1 else ""
 
 
-def _weakest(classes: tuple[ClassFacts, ...]) -> ClassFacts | None:
-    known = [one for one in classes if math.isfinite(one.f1.estimate)]
-    return min(known, key=lambda one: one.f1.estimate, default=None)
+def _how(variant: VariantFacts) -> str:
+    """How a variant is run, in one line: precision, engine, passes, options."""
+    options = [f"{name} {value}" for name, value in variant.options.items()]
+    passes = " + ".join(variant.passes)
+    told = [variant.precision, variant.engine, passes if passes and passes != variant.name else "", *options]
+    return ", ".join(filter(None, told))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    name: str
+    ms: float
+    width: float
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Floor:
+    words: str
+    bars: tuple[_Bar, ...]
+
+
+def _floor(facts: ReportFacts) -> _Floor | None:
+    """Bars of the times of a call: what the hardware allows in float32, the chosen variant, the reference."""
+    floor = facts.front.floor if facts.front else None
+    if floor is None or not math.isfinite(floor.floor_ms) or floor.floor_ms <= 0:
+        return None
+    named = {one.name: one for one in facts.variants}
+    chosen = next((one for one in facts.variants if one.chosen), None)
+    rows = [("floor", "The hardware's floor, float32", floor.floor_ms)]
+    for state, one in (("chosen", chosen), ("base", named.get(REFERENCE))):
+        told = one is not None and not (state == "base" and one.chosen)
+        if one is not None and told and one.latency_p50_ms is not None and math.isfinite(one.latency_p50_ms):
+            rows.append((state, one.name, one.latency_p50_ms))
+    longest = max(ms for _, _, ms in rows)
+    bars = tuple(_Bar(name, ms, round(max(100 * ms / longest, 0.4), 2), state) for state, name, ms in rows)
+    return _Floor(_floor_words(floor), bars)
+
+
+def _floor_words(floor: FloorFacts) -> str:
+    work = []
+    if floor.gflop and floor.gflops:
+        work.append(f"{numerals.loss(floor.gflop)} Gflop at {numerals.loss(floor.gflops)} Gflop/s measured")
+    if floor.mib and floor.mib_per_s:
+        work.append(f"{numerals.loss(floor.mib)} MiB at {numerals.loss(floor.mib_per_s / 1024)} GiB/s measured")
+    bound = "arithmetic" if floor.compute_ms >= floor.memory_ms else "memory"
+    told = f" ({'; '.join(work)})" if work else ""
+    return (
+        f"The least time of a call of the reference in float32 on that machine{told}; {bound} decides. Only fewer or "
+        "smaller numbers (int8, bf16, pruning) go below it."
+    )
+
+
+def _topics(changes: Sequence[Change]) -> list[tuple[str, list[Change]]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.topic, []).append(change)
+    return list(found.items())
+
+
+def _side(value: Interval | None, unit: str) -> Markup:
+    """One side of a figure in its own unit, with its interval below if it has one."""
+    if value is None:
+        return Markup("<span class='soft'>not measured</span>")
+    shown = _in_unit(value.estimate, unit)
+    if value.low == value.high or not all(map(math.isfinite, (value.low, value.high))):
+        return Markup("{}").format(shown)
+    limits = f"{_in_unit(value.low, unit)} to {_in_unit(value.high, unit)}"
+    return Markup("{}<small>{}</small>").format(shown, limits)
+
+
+def _in_unit(value: float, unit: str) -> str:
+    if not math.isfinite(value):
+        return numerals.DASH
+    if unit == "bytes":
+        return numerals.size(int(value))
+    if unit == "ms":
+        return numerals.milliseconds(value)
+    if unit == "rows/s":
+        return numerals.per_second(value)
+    if unit == "times":
+        return numerals.times(value)
+    return numerals.quality(Interval(value, value, value, 1.0, 0), unit)
+
+
+def _gap(figure: Figure) -> Markup:
+    """The difference with its interval: points of a share, else a ratio."""
+    gap = figure.difference
+    if gap is None or not all(map(math.isfinite, (gap.estimate, gap.low, gap.high))):
+        return Markup("<span class='soft'>{}</span>").format(numerals.DASH)
+    if figure.unit == "share":
+        shown, limits = f"{100 * gap.estimate:+.2f} points", f"{100 * gap.low:+.2f} to {100 * gap.high:+.2f}"
+    else:
+        tail = "" if figure.unit == "bytes" else " as fast"
+        shown, limits = f"{numerals.times(gap.estimate)}{tail}", numerals.times_range(gap)
+    if gap.low == gap.high:
+        return Markup("<b>{}</b>").format(shown)
+    return Markup("<b>{}</b><small>{}</small>").format(shown, limits)
+
+
+def _leaf(value: str | None) -> Markup:
+    """One side of a change; a digest is cut to what tells it from another."""
+    if value is None:
+        return Markup("<span class='soft'>none</span>")
+    if value.startswith("sha256:"):
+        return Markup("<code title='{}'>{}</code>").format(value, value[7:19])
+    return Markup("<bdi>{}</bdi>").format(clean(value))
+
+
+def _lines_of_side(side: SideFacts) -> list[tuple[str, str]]:
+    status = "structural: how good its answers are was not judged" if side.status == "structural" else side.status
+    return [
+        ("asked for as", side.asked),
+        ("runs", f"{side.default}, {side.precision}, {side.engine}"),
+        ("status", status),
+        ("unproven", ", ".join(side.unproven) or "nothing that was asked for"),
+        ("created", numerals.day(side.created)),
+        ("signed by", side.signer),
+        ("bundle", side.bundle),
+        ("release", side.release),
+        *((f"measured on: {name}", value) for name, value in side.machine),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +375,6 @@ def _mistakes(confusion: ConfusionFacts) -> Iterator[_Mistake]:
     wrong = [(i, j) for i in range(len(labels)) for j in range(len(labels)) if i != j and counts[i][j]]
     for i, j in sorted(wrong, key=lambda pair: -counts[pair[0]][pair[1]])[:_MISTAKES]:
         yield _Mistake(labels[i], labels[j], counts[i][j], sum(counts[i]))
-
-
-def _right(confusion: ConfusionFacts) -> tuple[int, int]:
-    return sum(row[i] for i, row in enumerate(confusion.counts)), sum(sum(row) for row in confusion.counts)
 
 
 def _labels(class_counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The drawings of a report: variants, F1 of each class, confusion matrix, learning curves.
+"""The drawings of a report: intervals in tables, confusion matrix, reliability diagram, learning curves.
 
 Each takes facts and returns inline SVG, or ``None`` when there is nothing to draw. Widths are those of a phone (about
 360), so that text is readable there without zooming; on a wide screen the whole drawing grows a little.
@@ -12,138 +12,18 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from lightship.types import Verdict
-from lightship.validate.report.facts import ClassFacts, ConfusionFacts, CurveFacts, VariantFacts
-from lightship.validate.report.numerals import milliseconds, percent, percent_range, plain
-from lightship.validate.report.svg import (
-    Box,
-    Mark,
-    Scale,
-    element,
-    nice_ticks,
-    picture,
-    place_labels,
-    shorten,
-    text_width,
-)
+from lightship.types import Interval
+from lightship.validate.report.facts import BinFacts, CalibrationFacts, ConfusionFacts, CurveFacts
+from lightship.validate.report.numerals import percent, plain
+from lightship.validate.report.svg import Box, Scale, element, nice_ticks, picture, shorten, text_width
 
-__all__ = ["LARGEST_MATRIX", "F1Plot", "confusion_plot", "curve_plots", "plotted", "state_of", "variant_plot"]
+__all__ = ["LARGEST_MATRIX", "StripPlot", "calibration_plot", "confusion_plot", "curve_plots"]
 
 LARGEST_MATRIX = 60
 """With more classes a drawn matrix is dust; the list of the commonest confusions says it better."""
 
 _FONT = 11.0
 _LINE = 13.0
-
-
-def plotted(variant: VariantFacts) -> bool:
-    """Tell whether the variant has both an accuracy and a latency to draw."""
-    latency, accuracy = variant.latency_p50_ms, variant.accuracy
-    if latency is None or accuracy is None:
-        return False
-    return all(math.isfinite(value) for value in (latency, accuracy.estimate, accuracy.low, accuracy.high))
-
-
-def variant_plot(variants: Sequence[VariantFacts], *, chosen_word: str) -> Markup | None:
-    """Draw accuracy (with its interval) over latency, the chosen variant marked, the dropped ones pale.
-
-    ``chosen_word`` is what the chosen one is called: ``chosen`` in a release, ``candidate`` in a refusal.
-    """
-    drawn = sorted((variant for variant in variants if plotted(variant)), key=lambda one: not one.chosen)
-    if not drawn:
-        return None
-    width, height = 380.0, 310.0
-    frame = Box(46, 24, width - 16, height - 40)
-    across = nice_ticks(0, max(one.latency_p50_ms or 0 for one in drawn) * 1.05, about=6)
-    lows, highs = (
-        [one.accuracy.low for one in drawn if one.accuracy],
-        [one.accuracy.high for one in drawn if one.accuracy],
-    )
-    up = [tick for tick in nice_ticks(max(0, min(lows) - 0.002), min(1, max(highs) + 0.002)) if tick <= 1]
-    x = Scale(across[0], across[-1], frame.left, frame.right)
-    y = Scale(up[0], max(up[-1], *highs), frame.bottom, frame.top)
-    marks = [_variant_mark(one, x, y) for one in drawn]
-    return picture(
-        _grid(x, y, across, up, frame, y_text=_percent_tick),
-        element("text", "Accuracy, %", x=0, y=11, class_="axis-name"),
-        element("text", "Latency p50, ms (less is better)", x=frame.right, y=height - 5, class_="axis-name end"),
-        *reversed(marks),  # the chosen one last, on top
-        *_variant_labels(drawn, x, y, frame, chosen_word),
-        name="variants-plot",
-        title="Accuracy and latency of the variants",
-        description=". ".join(
-            f"{one.name}{f' ({chosen_word})' if one.chosen else ''}: accuracy {percent(one.accuracy.estimate)}, "
-            f"interval {percent_range(one.accuracy)}, {milliseconds(one.latency_p50_ms)}"
-            for one in drawn
-            if one.accuracy
-        ),
-        width=width,
-        height=height,
-    )
-
-
-def state_of(variant: VariantFacts) -> str:
-    """Return how a variant is drawn: ``chosen``, ``kept`` (it passed, another was chosen) or ``dropped``."""
-    return "chosen" if variant.chosen else "kept" if variant.verdict is Verdict.PASSED else "dropped"
-
-
-def _variant_mark(variant: VariantFacts, x: Scale, y: Scale) -> Markup:
-    """A diamond for the chosen one, a disc for one that passed, a ring for one that was dropped; over its interval."""
-    interval = variant.accuracy
-    if interval is None or variant.latency_p50_ms is None:
-        return Markup()
-    at, middle, top, bottom = x(variant.latency_p50_ms), y(interval.estimate), y(interval.high), y(interval.low)
-    if variant.chosen:
-        shape = element("path", d=f"M{at:.2f} {middle - 7:.2f}l7 7l-7 7l-7 -7z", class_="mark")
-    else:
-        shape = element("circle", cx=at, cy=middle, r=4.5, class_="mark")
-    return element(
-        "g",
-        element("title", f"{variant.name}: {variant.reason}"),
-        element(
-            "path",
-            d=f"M{at:.2f} {top:.2f}V{bottom:.2f}M{at - 3.5:.2f} {top:.2f}h7M{at - 3.5:.2f} {bottom:.2f}h7",
-            class_="whisker",
-        ),
-        shape,
-        class_=state_of(variant),
-    )
-
-
-def _variant_labels(drawn: Sequence[VariantFacts], x: Scale, y: Scale, frame: Box, chosen_word: str) -> list[Markup]:
-    texts = [shorten(one.name, 118, _FONT) + (f" ({chosen_word})" if one.chosen else "") for one in drawn]
-    marks = [
-        Mark(x(one.latency_p50_ms or 0), y(one.accuracy.estimate), y(one.accuracy.high), y(one.accuracy.low))
-        for one in drawn
-        if one.accuracy
-    ]
-    sizes = [(text_width(text, _FONT, bold=one.chosen), _LINE) for one, text in zip(drawn, texts, strict=True)]
-    boxes = place_labels(marks, sizes, frame=frame)
-    return [
-        element("g", _leader(mark, box), _label(text, mark, box), class_=state_of(one))
-        for one, text, mark, box in zip(drawn, texts, marks, boxes, strict=True)
-    ]
-
-
-def _label(text: str, mark: Mark, box: Box) -> Markup:
-    """The text in its box, anchored on the side of the mark: there it is exact, whatever the font's true width."""
-    if box.left >= mark.x:
-        return element("text", text, x=box.left, y=box.bottom - 3, class_="label")
-    if box.right <= mark.x:
-        return element("text", text, x=box.right, y=box.bottom - 3, class_="label end")
-    return element("text", text, x=(box.left + box.right) / 2, y=box.bottom - 3, class_="label middle")
-
-
-def _leader(mark: Mark, box: Box) -> Markup:
-    """A thin line from a mark to a label that had to move away from it."""
-    near_x = min(max(mark.x, box.left), box.right)
-    near_y = min(max(mark.y, box.top), box.bottom)
-    distance = math.hypot(near_x - mark.x, near_y - mark.y)
-    if distance < 14 or mark.distance(box) < 5:  # beside the point, or at an end of its interval
-        return Markup()
-    start = 6 / distance
-    from_x, from_y = mark.x + (near_x - mark.x) * start, mark.y + (near_y - mark.y) * start
-    return element("path", d=f"M{from_x:.2f} {from_y:.2f}L{near_x:.2f} {near_y:.2f}", class_="leader")
 
 
 def _grid(
@@ -154,6 +34,7 @@ def _grid(
     frame: Box,
     *,
     y_text: Callable[[float], str],
+    x_text: Callable[[float], str] = "{:g}".format,
     x_grid: bool = True,
 ) -> Markup:
     """Ticks with their numbers, and faint lines across the frame."""
@@ -166,7 +47,7 @@ def _grid(
         at = x(tick)
         if x_grid:
             parts.append(element("path", d=f"M{at:.2f} {frame.top:.2f}V{frame.bottom:.2f}", class_="grid"))
-        parts.append(element("text", f"{tick:g}", x=at, y=frame.bottom + 15, class_="tick middle"))
+        parts.append(element("text", x_text(tick), x=at, y=frame.bottom + 15, class_="tick middle"))
     return element("g", *parts, aria_hidden="true")
 
 
@@ -174,15 +55,20 @@ def _percent_tick(share: float) -> str:
     return f"{share * 100:g}"
 
 
-class F1Plot:
-    """One scale for the F1 of all classes: ``axis`` for the table's head, ``row`` for each class.
+class StripPlot:
+    """One scale for the intervals of a table: ``axis`` for its head, ``row`` for each line.
 
-    The drawings stand in table cells, so that labels of any length and script are laid out by the browser; positions
+    The drawings stand in table cells, so that texts of any length and script are laid out by the browser; positions
     are in percent, so that they are as wide as their column.
+
+    Args:
+        intervals: of all rows, shares in [0, 1].
+        line: a value to draw through all rows, such as that of all of them together.
     """
 
-    def __init__(self, classes: Sequence[ClassFacts]) -> None:
-        lows = [one.f1.low for one in classes if math.isfinite(one.f1.low)]
+    def __init__(self, intervals: Sequence[Interval], *, line: float | None = None) -> None:
+        lows = [one.low for one in intervals if math.isfinite(one.low)]
+        self._line = line
         self._ticks = tuple(tick for tick in nice_ticks(min(lows, default=0.0), 1.0, about=4) if tick <= 1)
         self._scale = Scale(self._ticks[0], self._ticks[-1], 9, 91)
 
@@ -193,20 +79,21 @@ class F1Plot:
         ]
         return self._strip(*ticks, height=14)
 
-    def row(self, one: ClassFacts) -> Markup:
-        """Draw the dot of one class on its interval; the cells beside it say the same in numbers."""
+    def row(self, one: Interval, *, state: str = "kept") -> Markup:
+        """Draw the dot of one row on its interval; the cells beside it say the same in numbers."""
         lines = [self._rule(tick, 0, 24, "grid") for tick in self._ticks]
-        f1 = one.f1
-        if not all(math.isfinite(value) for value in (f1.estimate, f1.low, f1.high)):
+        if self._line is not None and math.isfinite(self._line):
+            lines.append(self._rule(self._line, 0, 24, "all"))
+        if not all(math.isfinite(value) for value in (one.estimate, one.low, one.high)):
             return self._strip(*lines, height=24)
-        low, high = self._x(f1.low), self._x(f1.high)
+        low, high = self._x(one.low), self._x(one.high)
         mark = element(
             "g",
             element("line", x1=low, x2=high, y1=12, y2=12, class_="whisker"),
-            self._rule(f1.low, 8.5, 15.5, "whisker"),
-            self._rule(f1.high, 8.5, 15.5, "whisker"),
-            element("circle", cx=self._x(f1.estimate), cy=12, r=4.5, class_="mark"),
-            class_="kept",
+            self._rule(one.low, 8.5, 15.5, "whisker"),
+            self._rule(one.high, 8.5, 15.5, "whisker"),
+            element("circle", cx=self._x(one.estimate), cy=12, r=4.5, class_="mark"),
+            class_=state,
         )
         return self._strip(*lines, mark, height=24)
 
@@ -219,6 +106,59 @@ class F1Plot:
 
     def _strip(self, *children: Markup, height: float) -> Markup:
         return element("svg", *children, class_="plot strip", width="100%", height=height, aria_hidden="true")
+
+
+def calibration_plot(calibration: CalibrationFacts) -> Markup | None:
+    """Draw how often answers are right over how sure they are: the reliability diagram.
+
+    On the diagonal a model that says 80 % is right in 80 of 100 answers; below it the model is too sure of itself.
+    """
+    bins = [one for one in calibration.bins if one.rows and _drawable(one)]
+    if not bins:
+        return None
+    after = [one for one in calibration.after_bins if one.rows and _drawable(one)]
+    width, height = 340.0, 320.0
+    frame = Box(46, 26, width - 16, height - 40)
+    lowest = min([one.accuracy.low for one in bins] + [one.confidence for one in (*bins, *after)])
+    ticks = [tick for tick in nice_ticks(max(0.0, lowest - 0.01), 1.0, about=6) if tick <= 1]
+    x = Scale(ticks[0], ticks[-1], frame.left, frame.right)
+    y = Scale(ticks[0], ticks[-1], frame.bottom, frame.top)
+    diagonal = f"M{x(ticks[0]):.2f} {y(ticks[0]):.2f}L{x(ticks[-1]):.2f} {y(ticks[-1]):.2f}"
+    return picture(
+        _grid(x, y, ticks, ticks, frame, y_text=_percent_tick, x_text=_percent_tick),
+        element("path", d=diagonal, class_="diagonal"),
+        element("text", "Right, %", x=0, y=11, class_="axis-name"),
+        element("text", "Probability that it gave, %", x=frame.right, y=height - 5, class_="axis-name end"),
+        *(_bin(one, x, y, "after") for one in after),
+        *(_bin(one, x, y, "kept") for one in bins),
+        name="calibration-plot",
+        title="Reliability diagram",
+        description=". ".join(
+            f"Of {one.rows} rows with about {percent(one.confidence)}, {percent(one.accuracy.estimate)} are right"
+            for one in bins
+        ),
+        width=width,
+        height=height,
+    )
+
+
+def _drawable(one: BinFacts) -> bool:
+    return all(math.isfinite(v) for v in (one.confidence, one.accuracy.estimate, one.accuracy.low, one.accuracy.high))
+
+
+def _bin(one: BinFacts, x: Scale, y: Scale, state: str) -> Markup:
+    at, middle = x(one.confidence), y(one.accuracy.estimate)
+    top, bottom = y(one.accuracy.high), y(max(one.accuracy.low, y.low))
+    if state == "after":
+        shape = element("path", d=f"M{at - 4:.2f} {middle + 3.5:.2f}h8l-4 -7.5z", class_="mark")
+        return element("g", shape, class_=state)
+    return element(
+        "g",
+        element("title", f"{one.rows} rows: {percent(one.accuracy.estimate)} right at {percent(one.confidence)}"),
+        element("path", d=f"M{at:.2f} {top:.2f}V{bottom:.2f}", class_="whisker"),
+        element("circle", cx=at, cy=middle, r=4.5, class_="mark"),
+        class_=state,
+    )
 
 
 def confusion_plot(confusion: ConfusionFacts) -> Markup | None:

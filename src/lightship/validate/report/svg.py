@@ -16,7 +16,19 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
-__all__ = ["Box", "Mark", "Scale", "clean", "element", "nice_ticks", "picture", "place_labels", "shorten", "text_width"]
+__all__ = [
+    "Box",
+    "Mark",
+    "Scale",
+    "clean",
+    "element",
+    "log_ticks",
+    "nice_ticks",
+    "picture",
+    "place_labels",
+    "shorten",
+    "text_width",
+]
 
 # Lone surrogates (a file name that is not UTF-8) cannot be written; control characters and bidirectional overrides make
 # a page show something else than it says. Isolates and marks that Arabic or Hebrew text needs stay.
@@ -90,6 +102,16 @@ def nice_ticks(low: float, high: float, *, about: int = 5) -> tuple[float, ...]:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     decimals = max(0, -math.floor(math.log10(step)))
     return tuple(round(index * step, decimals) for index in range(first, last + 1))
+
+
+def log_ticks(low: float, high: float) -> tuple[float, ...]:
+    """Return round numbers (1, 2 or 5 times a power of ten; powers alone over many decades) that span [low, high]."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    start = max((index for index, tick in enumerate(ticks) if tick <= low * 1.0001), default=0)
+    end = min((index for index, tick in enumerate(ticks) if tick >= high * 0.9999), default=len(ticks) - 1)
+    return tuple(float(f"{tick:g}") for tick in ticks[start : max(end, start + 1) + 1])
 
 
 def text_width(text: str, font_size: float, *, bold: bool = False) -> float:
