@@ -1,0 +1,78 @@
+"""Whether the probabilities are those of what happens, and whether a temperature would bring them nearer. Reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lightship.bundle.statement import Evidence
+from lightship.types import Verdict
+from lightship.validate.calibration import MOST_BINS, calibration, fit_temperature, improvement
+from lightship.validate.logits import nonfinite_rows
+
+__all__ = ["check_calibration"]
+
+
+def check_calibration(
+    logits: np.ndarray,
+    truth: np.ndarray,
+    *,
+    selection: tuple[np.ndarray, np.ndarray] | None,
+    subjects: Mapping[str, str],
+    confidence: float = 0.95,
+) -> Evidence:
+    """Measure calibration on the gate rows, and what a temperature that was fitted on selection rows would change.
+
+    ``PASSED`` whatever is found: no budget applies. ``UNPROVEN`` when a row's logits are not finite.
+
+    Args:
+        logits: on the gate rows, (rows, classes).
+        truth: int classes of the gate rows.
+        selection: logits and classes of the selection rows; ``None`` fits no temperature.
+        subjects: what was judged, with its SHA-256.
+        confidence: of all intervals.
+    """
+    broken = [*nonfinite_rows(logits), *(nonfinite_rows(selection[0]) if selection else ())]
+    if broken or not len(truth):
+        return Evidence(
+            check="calibration",
+            verdict=Verdict.UNPROVEN,
+            subjects=subjects,
+            summary=f"Calibration needs rows with finite answers; {len(broken)} rows have none",
+            measured={"rows": len(truth)},
+            method={"confidence": confidence},
+        )
+    before, after, temperature, better = calibration(logits, truth, confidence=confidence), None, None, None
+    if selection is not None and len(selection[1]):
+        temperature = fit_temperature(*selection)
+        after = calibration(logits, truth, temperature=temperature, confidence=confidence)
+        better = improvement(logits, truth, temperature=temperature, confidence=confidence)
+    helps = better is not None and better[0].low > 0
+    ece = before.ece
+    summary = f"Calibration error {ece.estimate:.4f} ({ece.low:.4f} to {ece.high:.4f}) on {len(truth)} gate rows"
+    if after is not None and better is not None:
+        shown = "" if helps else ", a gain that is not shown"
+        summary += f"; a temperature of {temperature:.3g} would make it {after.ece.estimate:.4f}{shown}"
+    return Evidence(
+        check="calibration",
+        verdict=Verdict.PASSED,
+        subjects=subjects,
+        summary=summary,
+        measured={
+            "rows": len(truth),
+            "selection_rows": len(selection[1]) if selection is not None else 0,
+            "before": before.to_json(),
+            "after": after.to_json() if after else None,
+            "temperature": temperature,
+            "improvement": {"nll": better[0].to_json(), "brier": better[1].to_json()} if better else None,
+            "helps": helps,
+        },
+        method={
+            "confidence": confidence,
+            "bins": f"equal mass, at most {MOST_BINS}",
+            "ece": "of the surest class, less what noise adds; normal means of bins, triangle inequality below",
+            "temperature": "least negative log likelihood on the selection rows; not applied",
+            "improvement": "paired over the gate rows, central limit theorem",
+        },
+    )
