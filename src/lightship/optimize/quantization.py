@@ -1,63 +1,162 @@
-"""One door to ONNX Runtime's quantizers: graphs as bytes in and out, nothing left on the disk.
+"""One door to ONNX Runtime's quantizers: graphs as bytes in and out, in memory, with ranges of our own calibration.
 
-Two traps are met here. The quantizers infer shapes again and stumble over the ones that the exporter noted, so those
-are dropped first. And they work on paths and leave side files, so they get a folder of their own that goes with them.
+Weights keep 7 bits where the CPU has no VNNI: its 8-bit products are summed in pairs into 16 bits, which overflows
+without a word (two neighbors of 255 x 127 are enough).
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lightship.optimize.calibration import Method, Range, activation_ranges, first_rows
+from lightship.optimize.isolation import undisturbed
+from lightship.optimize.onnx_model import graphs_inside, ready_to_quantize, serialize, sort_nodes
+from lightship.optimize.qdq import float_round_reductions
 from lightship.optimize.variant_pass import PassFailed
 
-__all__ = ["quantize"]
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["quantize", "quantize_dynamic", "quantize_static", "quantized_with", "saturates"]
+
+_MOST_ROWS: Mapping[Method, int] = {"min-max": 256, "percentile": 64, "entropy": 64}
 
 
-def quantize(graph: bytes, run: Callable[[Path, Path], None], *, name: str) -> bytes:
-    """Return the graph that ``run(source, destination)`` makes of ``graph``.
+def quantize(graph: bytes, run: Callable[[onnx.ModelProto], onnx.ModelProto], *, name: str) -> bytes:
+    """Return the graph that ``run`` makes of ``graph``, with everything that a quantizer disturbs put back.
 
     Args:
         graph: ONNX bytes.
-        run: calls one of ONNX Runtime's quantizers on two paths.
+        run: calls a quantizer; may change the model that it gets.
         name: the pass, for the error message.
 
     Raises:
-        PassFailed: the quantizer raised, or gave a graph that is not valid ONNX.
+        PassFailed: the quantizer raised, gave a graph that is not valid, or changed nothing.
+    """
+    model = ready_to_quantize(graph, name=name)
+    before = model.SerializeToString(deterministic=True)
+    try:
+        with undisturbed():
+            quantized = run(model)
+    except PassFailed:
+        raise
+    except Exception as exc:  # whatever a quantizer raises, this variant cannot be made
+        raise PassFailed(f"{name} cannot treat this graph: {type(exc).__name__}: {exc}") from exc
+    if quantized.SerializeToString(deterministic=True) == before:
+        raise PassFailed(f"{name} found nothing in this graph that it could treat.")
+    return serialize(quantized, name=name)
+
+
+def quantize_dynamic(graph: bytes, *, per_channel: bool, name: str) -> bytes:
+    """Return the graph with int8 weights and activations that are quantized while it runs.
+
+    Raises:
+        PassFailed: see ``quantize``.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    try:
-        model = onnx.load_from_string(graph)
-    except DecodeError as exc:
-        raise PassFailed(f"{name} cannot treat this graph: its bytes are no ONNX model.") from exc
-    del model.graph.value_info[:]
-    with tempfile.TemporaryDirectory(prefix="lightship-quantize-") as folder:
-        source, destination = Path(folder) / "source.onnx", Path(folder) / "destination.onnx"
-        source.write_bytes(model.SerializeToString(deterministic=True))
-        root = logging.getLogger()
-        level = root.level
-        root.setLevel(logging.ERROR)  # the quantizers advise on the root logger to run their own pre-processing
-        try:
-            run(source, destination)
-            quantized = onnx.load_from_string(destination.read_bytes())
-            onnx.checker.check_model(quantized)
-        except Exception as exc:  # whatever a quantizer raises, this variant cannot be made
-            raise PassFailed(f"{name} cannot treat this graph: {type(exc).__name__}: {exc}") from exc
-        finally:
-            root.setLevel(level)
-    return _clean(quantized)
+    def run(model: onnx.ModelProto) -> onnx.ModelProto:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+        from onnxruntime.quantization.quant_utils import QuantizationMode
+        from onnxruntime.quantization.registry import IntegerOpsRegistry
+
+        quantizer = ONNXQuantizer(
+            _with_shapes(model),
+            per_channel,
+            saturates(),
+            QuantizationMode.IntegerOps,
+            False,  # not static
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            None,
+            [],
+            [],
+            sorted(IntegerOpsRegistry),
+            # Where no shape is known, as in graphs that were fused before, the quantizer would give up.
+            {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        quantizer.quantize_model()
+        return _model_of(quantizer)
+
+    return quantize(graph, run, name=name)
 
 
-def _clean(model: object) -> bytes:
+def quantize_static(
+    graph: bytes, calibration: Sequence[Mapping[str, np.ndarray]], *, method: Method, name: str
+) -> bytes:
+    """Return the graph in QDQ form: uint8 activations in ranges seen on the rows, int8 weights per channel.
+
+    Raises:
+        PassFailed: there are no rows; see ``quantize``.
+    """
+    if not calibration:
+        raise PassFailed(f"{name} needs calibration rows and got none. Give training data.")
+
+    def run(model: onnx.ModelProto) -> onnx.ModelProto:
+        ranges = activation_ranges(model, first_rows(calibration, _MOST_ROWS[method]), method=method)
+        return float_round_reductions(quantized_with(model, ranges), reference=model)
+
+    return quantize(graph, run, name=name)
+
+
+def quantized_with(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.ModelProto:
+    """Return the model in QDQ form with these ranges of its activations. ``model`` is left as it is."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    seen = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    quantizer = QDQQuantizer(
+        _with_shapes(copied),
+        True,  # weights per channel
+        saturates(),
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, seen),
+        [],
+        [],
+        sorted({*QLinearOpsRegistry, *QDQRegistry}),
+        {
+            "DefaultTensorType": onnx.TensorProto.FLOAT,
+            # A ReLU before a range that starts at zero is taken away, unseen by a graph inside that looks at it too.
+            "QDQKeepRemovableActivations": len(list(graphs_inside(model.graph))) > 1,
+        },
+    )
+    quantizer.quantize_model()
+    return _model_of(quantizer)
+
+
+def saturates() -> bool:
+    """Return whether this machine's 8-bit products overflow unless weights have 7 bits."""
+    from lightship.engine.machine import fingerprint
+
+    facts = fingerprint()
+    return "x86" in str(facts["platform"]) and not facts["vnni"]
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
-    if not isinstance(model, onnx.ModelProto):
-        raise TypeError(f"Expected a ModelProto. Got {type(model).__name__}.")
-    del model.graph.value_info[:]
-    model.producer_name, model.producer_version, model.doc_string = "lightship", "", ""
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return model  # the quantizers need few of them, and say which
+
+
+def _model_of(quantizer: Any) -> onnx.ModelProto:
+    """Return the quantizer's result with its weights in the order of their names: it keeps some in sets."""
+    model: onnx.ModelProto = quantizer.model.model
+    tensors = sorted(model.graph.initializer, key=lambda tensor: str(tensor.name))
+    copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in tensors]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(copies)
+    sort_nodes(model)
+    return model

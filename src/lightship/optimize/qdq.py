@@ -1,0 +1,152 @@
+"""Graphs whose activations pass through pairs of QuantizeLinear and DequantizeLinear: find the pairs, take some away.
+
+A tensor is left in float by taking its pair away. A layer that then sees floats gets its own float weights back: a
+product of floats with int8 weights would widen the weights at each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Pair", "float_round_reductions", "pairs_of", "without_pairs"]
+
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceL1", "ReduceProd")
+_CHEAP = frozenset(
+    {"Mul", "Div", "Add", "Sub", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"}
+    | {"Sqrt", "Relu", "Tanh", "LpNormalization", "Concat"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor that is quantized and widened again.
+
+    Attributes:
+        tensor: what is quantized.
+        widened: what the consumers see.
+        consumers: names of the nodes that take ``widened``.
+    """
+
+    tensor: str
+    widened: str
+    consumers: tuple[str, ...]
+
+
+def pairs_of(model: onnx.ModelProto) -> list[Pair]:
+    """Return the pairs around activations, in the order of the graph."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    narrowed = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    takers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            takers.setdefault(name, []).append(node.name)
+    return [
+        Pair(narrowed[node.input[0]], node.output[0], tuple(takers.get(node.output[0], ())))
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in narrowed and narrowed[node.input[0]] not in weights
+    ]
+
+
+def without_pairs(
+    model: onnx.ModelProto, edges: Collection[tuple[str, str]], *, reference: onnx.ModelProto | None
+) -> onnx.ModelProto:
+    """Return a copy in which each of ``edges``, (widened tensor, name of a consumer), carries floats.
+
+    ``reference`` is the model before it was quantized: layers that see floats only get its weights again. None leaves
+    int8 weights where they are, for a quantizer that has changed what the weights mean.
+    """
+    import onnx
+
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    tensor_of = {pair.widened: pair.tensor for pair in pairs_of(changed)}
+    touched = set()
+    for node in changed.graph.node:
+        for index, name in enumerate(node.input):
+            if (name, node.name) in edges:
+                node.input[index] = tensor_of[name]
+                touched.add(node.name)
+    if reference is not None:
+        _restore_weights(changed, touched, reference)
+    _drop_unused(changed)
+    return changed
+
+
+def _restore_weights(model: onnx.ModelProto, touched: Collection[str], reference: onnx.ModelProto) -> None:
+    makers = {output: node for node in model.graph.node for output in node.output}
+    activations = {pair.widened for pair in pairs_of(model)}
+    before = {node.name: node for node in reference.graph.node}
+    floats = {tensor.name: tensor for tensor in reference.graph.initializer}
+    held = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        old = before.get(node.name)
+        if node.name not in touched or old is None or any(name in activations for name in node.input):
+            continue
+        for index, name in enumerate(node.input):
+            maker = makers.get(name)
+            is_weight = maker is not None and maker.op_type == "DequantizeLinear"
+            if is_weight and index < len(old.input) and old.input[index] in floats:
+                restored = f"{old.input[index]}/float"  # a widened bias has the name that the bias had
+                node.input[index] = restored
+                if restored not in held:
+                    held.add(restored)
+                    tensor = model.graph.initializer.add()
+                    tensor.CopyFrom(floats[old.input[index]])
+                    tensor.name = restored
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    from lightship.optimize.onnx_model import taken_by
+
+    while True:
+        needed = {output.name for output in model.graph.output}
+        needed.update(name for node in model.graph.node for name in taken_by(node))
+        dead = [node for node in model.graph.node if not any(name in needed for name in node.output if name)]
+        if not dead:
+            break
+        for node in dead:
+            model.graph.node.remove(node)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in needed]:
+        model.graph.initializer.remove(tensor)
+
+
+def float_round_reductions(model: onnx.ModelProto, *, reference: onnx.ModelProto | None) -> onnx.ModelProto:
+    """Return the model without the pairs before and behind a reduction over an axis. ``reference``: see above.
+
+    What follows a pooled tensor is small, so int8 gains nothing there; and OpenVINO 2026.4 gives other answers from a
+    reduction of integers than from one of floats, for all rows but the first few of a batch.
+    """
+    operators = {node.name: node.op_type for node in model.graph.node}
+    edges = {(pair.widened, consumer) for pair in _after_reductions(model) for consumer in pair.consumers}
+    edges |= {
+        (pair.widened, consumer)
+        for pair in pairs_of(model)
+        for consumer in pair.consumers
+        if operators.get(consumer) in _REDUCTIONS
+    }
+    return without_pairs(model, edges, reference=reference) if edges else model
+
+
+def _after_reductions(model: onnx.ModelProto) -> Iterator[Pair]:
+    makers = {output: node for node in model.graph.node for output in node.output}
+    pairs = {pair.widened: pair for pair in pairs_of(model)}
+    for pair in pairs.values():
+        waiting, seen = [pair.tensor], set[str]()
+        while waiting:
+            name = waiting.pop()
+            node = makers.get(name)
+            if node is None or name in seen:
+                continue
+            seen.add(name)
+            if node.op_type in _REDUCTIONS:
+                yield pair
+                break
+            if name in pairs:
+                waiting.append(pairs[name].tensor)
+            elif node.op_type in _CHEAP:
+                waiting.extend(node.input)
