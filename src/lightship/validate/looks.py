@@ -17,13 +17,25 @@ from lightship.types import Json, Verdict
 from lightship.validate.checks.class_harm import check_class_harm
 from lightship.validate.checks.fidelity import check_fidelity
 from lightship.validate.checks.latency import check_latency
-from lightship.validate.checks.noninferiority import check_noninferiority, evidence_of_nonfinite
+from lightship.validate.checks.noninferiority import (
+    check_noninferiority,
+    check_noninferiority_of_numbers,
+    check_noninferiority_of_tags,
+    evidence_of_nonfinite,
+)
 from lightship.validate.checks.probabilities import check_probabilities
 from lightship.validate.fidelity import FidelityBudget, FidelityMeter
 from lightship.validate.judge import Look
 from lightship.validate.logits import labels_of, nonfinite_rows, require_same_shape
+from lightship.validate.paired_losses import PairedNumbers, PairedTags
 
-__all__ = ["Speed", "look_at_fidelity", "look_at_scores", "require_finite_reference"]
+__all__ = [
+    "Speed",
+    "look_at_fidelity",
+    "look_at_losses",
+    "look_at_scores",
+    "require_finite_reference",
+]
 
 
 @dataclass(frozen=True)
@@ -136,5 +148,35 @@ def look_at_fidelity(
         found = meter.result(confidence=1 - 2 * alpha)
         timed = (speed or Speed()).evidence(name, subjects=subjects)
         return (check_fidelity(found, budget=budget, subjects=subjects, alpha=alpha), *timed)
+
+    return look
+
+
+def look_at_losses(
+    name: str,
+    losses: PairedNumbers | PairedTags,
+    *,
+    margin: float,
+    subjects: Mapping[str, str],
+    speed: Speed | None = None,
+) -> Look:
+    """Return the look at numbers or tags beside their labels: errors of both sides on the same rows, and speed.
+
+    Args:
+        name: of the candidate.
+        losses: was given labels and both answers of all gate rows.
+        margin: of numbers relative, of tags absolute.
+        subjects: reference and variant, with their SHA-256.
+        speed: what was measured of it.
+    """
+
+    def look(alpha: float) -> Sequence[Evidence]:
+        timed = (speed or Speed()).evidence(name, subjects=subjects)
+        if isinstance(losses, PairedNumbers):
+            return (
+                check_noninferiority_of_numbers(losses, margin=margin, alpha=alpha, subjects=subjects),
+                *timed,
+            )
+        return (check_noninferiority_of_tags(losses, margin=margin, alpha=alpha, subjects=subjects), *timed)
 
     return look

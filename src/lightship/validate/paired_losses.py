@@ -1,0 +1,332 @@
+"""Whether a variant errs more than the reference on the same rows, where an answer is not just right or wrong.
+
+**Numbers** (mean absolute and root mean squared error, margin relative to the reference's). Of each row
+``z = loss of the variant - k loss of the reference``, k being 1 + margin (its square for squared errors); non-inferior
+means a mean of z below 0. Two p-values, the larger one counts: Student's t, and Hall's transformation of it, which
+takes the skewness of z into account (Hall, JRSS B 54:221-228, 1992). The bootstrap was tried and errs more often
+(benchmarks/gate/value_rates.py). Neither sees a rare, grossly wrong row that did not occur; so the share of rows whose
+error grew by more than the reference's mean error is bounded as well, exactly.
+
+**Tags** (share of wrong tags of a row, in [0, 1]; absolute margin): the difference is bounded, so ``mean_above`` holds
+for every distribution.
+
+Both are streamed: sums and histograms, no rows are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from lightship.errors import InvalidInput, InvalidTensor
+from lightship.types import Interval, Json, Verdict
+from lightship.validate.bounded_mean import clopper_pearson, mean_above, share_rows_needed
+from lightship.validate.meters import tags_of
+
+__all__ = ["GROWN", "MAX_GROWN", "NumberNoninferiority", "PairedNumbers", "PairedTags", "TagNoninferiority"]
+
+GROWN = 1.0
+"""A row is grown when its error exceeds the reference's by this many mean errors of the reference."""
+
+MAX_GROWN = 0.02
+"""Largest share of grown rows."""
+
+_NORMAL = NormalDist()
+_POWERS = [(i, j) for i in range(4) for j in range(4) if 1 <= i + j <= 3]
+_STEPS = 100  # of the histogram, a decade
+_EDGES = 10.0 ** (np.arange(-15 * _STEPS, 15 * _STEPS + 1) / _STEPS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ratio:
+    """One error figure of both sides.
+
+    Attributes:
+        reference: of the reference.
+        variant: of the variant.
+        p_noninferior: against a ratio of 1 + margin or more.
+        p_inferior: against a ratio of 1 + margin or less.
+        bound: upper limit of the ratio, one-sided, confidence 1 - alpha; infinite where none was found.
+        rows_needed: with which a variant that errs as much as the reference would be shown with a power of 0.8.
+    """
+
+    reference: float
+    variant: float
+    p_noninferior: float
+    p_inferior: float
+    bound: float
+    rows_needed: int
+
+    @property
+    def ratio(self) -> float:
+        if self.reference > 0:
+            return self.variant / self.reference
+        return 1.0 if self.variant == 0 else 1e9
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "reference": self.reference,
+            "variant": self.variant,
+            "ratio": self.ratio,
+            "ratio_high": self.bound if math.isfinite(self.bound) else None,
+            "p_noninferior": self.p_noninferior,
+            "p_inferior": self.p_inferior,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NumberNoninferiority:
+    """The answer for numbers: ``PASSED`` when both ratios are shown to be below 1 + margin and few rows have grown."""
+
+    verdict: Verdict
+    rows: int
+    nonfinite_rows: int
+    mae: _Ratio
+    rmse: _Ratio
+    grown: Interval
+    margin: float
+    alpha: float
+    rows_needed: int | None
+
+
+class PairedNumbers:
+    """Sums of the errors of both sides over the same rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.nonfinite_rows = 0
+        self._sums = np.zeros((2, len(_POWERS)))  # absolute and squared errors
+        self._grown = np.zeros(len(_EDGES) + 1, dtype=np.int64)
+        self._scale = 0.0  # of the first errors: powers of numbers near 1 lose no digits
+
+    def add(self, truth: np.ndarray, reference: np.ndarray, variant: np.ndarray) -> None:
+        """Take a batch: true numbers, and what both answer; as many values a row in all three.
+
+        Raises:
+            InvalidTensor: unequal sizes, or a reference or label that is not finite.
+        """
+        if not len(truth) == len(reference) == len(variant) or not truth.size == reference.size == variant.size:
+            shapes = ", ".join(str(list(each.shape)) for each in (truth, reference, variant))
+            raise InvalidTensor(f"Labels and both answers must have as many values. Got the shapes {shapes}.")
+        if not len(truth):
+            return
+        true, one, two = (each.reshape(len(truth), -1).astype(np.float64) for each in (truth, reference, variant))
+        if not np.isfinite(one).all() or not np.isfinite(true).all():
+            raise InvalidTensor("Labels and the reference's answers must be finite numbers; nothing compares with NaN.")
+        finite = np.isfinite(two).all(axis=1)
+        self.rows += len(truth)
+        self.nonfinite_rows += int((~finite).sum())
+        first, second = np.abs(one - true), np.clip(np.abs(two - true), 0, 1e30)
+        first, second = first[finite], second[finite]
+        self._scale = self._scale or float(first.mean() if first.size else 0.0) or 1.0
+        first, second = first / self._scale, second / self._scale
+        for which, power in enumerate((1, 2)):
+            a, b = (first**power).mean(axis=1), (second**power).mean(axis=1)
+            d = b - a  # not b itself: where both nearly agree, its powers would lose all digits of the difference
+            self._sums[which] += [float((a**i * d**j).sum()) for i, j in _POWERS]
+        growth = second.mean(axis=1) - first.mean(axis=1)
+        self._grown += np.bincount(np.searchsorted(_EDGES, growth), minlength=len(self._grown))
+
+    def test(self, *, margin: float, alpha: float) -> NumberNoninferiority:
+        """Test both figures and the share of grown rows, each at ``alpha``: all must pass.
+
+        Args:
+            margin: relative; 0.02 allows errors 2 % larger.
+            alpha: in (0, 0.5).
+
+        Raises:
+            InvalidInput: no rows, or a number out of its range.
+        """
+        if not self.rows or not margin > 0 or not 0 < alpha < 0.5:
+            raise InvalidInput(
+                f"The paired test needs rows, a margin above 0 and an alpha in (0, 0.5). "
+                f"Got {self.rows} rows, {margin}, {alpha}."
+            )
+        mae, rmse = (self._ratio(which, margin=margin, alpha=alpha) for which in (0, 1))
+        n = self.rows - self.nonfinite_rows
+        mean = self._sums[0][_POWERS.index((1, 0))] / max(n, 1)
+        grown = int(self._grown[np.append(_EDGES, math.inf) > GROWN * mean].sum()) + self.nonfinite_rows
+        share = clopper_pearson(grown, self.rows, 1 - 2 * alpha)
+        verdict = Verdict.UNDECIDED
+        if self.nonfinite_rows or min(mae.p_inferior, rmse.p_inferior) <= alpha or share.low > MAX_GROWN:
+            verdict = Verdict.FAILED
+        elif max(mae.p_noninferior, rmse.p_noninferior) <= alpha and share.high <= MAX_GROWN:
+            verdict = Verdict.PASSED
+        needed = None
+        if verdict is Verdict.UNDECIDED:
+            few = share_rows_needed(share.estimate, limit=MAX_GROWN, alpha=alpha)
+            needed = None if few is None else max(few, mae.rows_needed, rmse.rows_needed)
+        return NumberNoninferiority(
+            verdict, self.rows, self.nonfinite_rows, mae, rmse, share, margin, alpha, rows_needed=needed
+        )
+
+    def _ratio(self, which: int, *, margin: float, alpha: float) -> _Ratio:
+        n = self.rows - self.nonfinite_rows
+        power, sums = which + 1, dict(zip(_POWERS, self._sums[which].tolist(), strict=True))
+        means = (sums[1, 0] / max(n, 1), max(sums[1, 0] + sums[0, 1], 0.0) / max(n, 1))
+        one, two = (self._scale * each ** (1 / power) for each in means)
+        factor = (1 + margin) ** power
+        better, worse = _p_values(sums, n, factor)
+        bound = math.inf
+        if means[0] > 0:  # the least factor that would pass
+            low, high = 0.0, 1e6
+            if _p_values(sums, n, high)[0] <= alpha:
+                for _ in range(70):
+                    middle = (low + high) / 2
+                    low, high = (low, middle) if _p_values(sums, n, middle)[0] <= alpha else (middle, high)
+                bound = high ** (1 / power)
+        z = -_NORMAL.inv_cdf(alpha) + _NORMAL.inv_cdf(0.8)
+        _, deviation, _ = _central(sums, n, factor)
+        gap = (factor - 1) * means[0]
+        needed = math.ceil((z * deviation / gap) ** 2) if gap > 0 else 10**9
+        return _Ratio(one, two, better, worse, bound, min(needed, 10**9))
+
+
+def _central(sums: dict[tuple[int, int], float], n: int, factor: float) -> tuple[float, float, float]:
+    """Return mean, standard deviation and skewness of ``z = d - (factor - 1) a``."""
+    if n < 2:
+        return 0.0, 0.0, 0.0
+    k = factor - 1
+    first = (sums[0, 1] - k * sums[1, 0]) / n
+    second = (sums[0, 2] - 2 * k * sums[1, 1] + k * k * sums[2, 0]) / n
+    third = (sums[0, 3] - 3 * k * sums[1, 2] + 3 * k * k * sums[2, 1] - k**3 * sums[3, 0]) / n
+    variance = max(second - first * first, 0.0)
+    if variance <= 1e-24 * (sums[2, 0] + second * n) / n:
+        return first, 0.0, 0.0
+    skew = (third - 3 * first * second + 2 * first**3) / variance**1.5
+    return first, math.sqrt(variance * n / (n - 1)), skew
+
+
+def _p_values(sums: dict[tuple[int, int], float], n: int, factor: float) -> tuple[float, float]:
+    """Return the p-values against a mean of z of 0 and more, and of 0 and less."""
+    mean, deviation, skew = _central(sums, n, factor)
+    if n < 3:
+        return 1.0, 1.0
+    if deviation == 0:
+        return (0.0, 1.0) if mean < 0 else (1.0, 0.0) if mean > 0 else (1.0, 1.0)
+    u = mean / deviation
+    hall = u + skew * u * u / 3 + skew * skew * u**3 / 27 + skew / (6 * n)
+    student, transformed = _student_tail(u * math.sqrt(n), n - 1), _NORMAL.cdf(math.sqrt(n) * hall)
+    return max(student, transformed), max(1 - student, 1 - transformed)
+
+
+def _student_tail(t: float, degrees: int) -> float:
+    """Return ``P(T <= t)``, by the incomplete beta function's continued fraction (Numerical Recipes, 6.4)."""
+    x = degrees / (degrees + t * t)
+    tail = 0.5 * _incomplete_beta(degrees / 2, 0.5, x)
+    return tail if t < 0 else 1 - tail
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    if x <= 0 or x >= 1:
+        return 0.0 if x <= 0 else 1.0
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    if x > (a + 1) / (a + b + 2):
+        return 1 - front / b * _beta_fraction(b, a, 1 - x)
+    return front / a * _beta_fraction(a, b, x)
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    result = d
+    for m in range(1, 500):
+        step = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d, c = 1 / (1 + step * d), 1 + step / c
+        result *= d * c
+        step = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        d, c = 1 / (1 + step * d), 1 + step / c
+        result *= d * c
+        if abs(d * c - 1) < 1e-14:
+            break
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class TagNoninferiority:
+    """The answer for tags.
+
+    Attributes:
+        difference: of the mean share of wrong tags, variant minus reference; ``high`` holds with 1 - alpha.
+    """
+
+    verdict: Verdict
+    rows: int
+    nonfinite_rows: int
+    reference: float
+    variant: float
+    difference: Interval
+    margin: float
+    alpha: float
+    rows_needed: int | None
+
+
+class PairedTags:
+    """How many tags of each row both sides have wrong."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.nonfinite_rows = 0
+        self._shares: bool | None = None
+        self._counts = np.zeros(0, dtype=np.int64)  # of the difference, from -tags to tags
+        self._wrong = [0, 0]
+
+    def add(self, truth: np.ndarray, reference: np.ndarray, variant: np.ndarray) -> None:
+        """Take a batch: labels 0 and 1 and both scores, all of shape (rows, tags).
+
+        Raises:
+            InvalidTensor: unequal shapes.
+        """
+        if not truth.shape == reference.shape == variant.shape or truth.ndim != 2 or not truth.shape[1]:
+            shapes = ", ".join(str(list(each.shape)) for each in (truth, reference, variant))
+            raise InvalidTensor(f"Labels and both scores must have one shape [rows, tags]. Got {shapes}.")
+        if not len(truth):
+            return
+        tags = truth.shape[1]
+        if not self._counts.size:
+            self._counts = np.zeros(2 * tags + 1, dtype=np.int64)
+            self._shares = bool(np.nanmin(reference) >= 0 and np.nanmax(reference) <= 1)
+        wrong = [(tags_of(each, shares=bool(self._shares)) != (truth > 0)).sum(axis=1) for each in (reference, variant)]
+        finite = np.isfinite(variant).all(axis=1)
+        wrong[1] = np.where(finite, wrong[1], tags)
+        self.rows += len(truth)
+        self.nonfinite_rows += int((~finite).sum())
+        self._counts += np.bincount(wrong[1] - wrong[0] + tags, minlength=2 * tags + 1)
+        self._wrong = [old + int(new.sum()) for old, new in zip(self._wrong, wrong, strict=True)]
+
+    def test(self, *, margin: float, alpha: float) -> TagNoninferiority:
+        """Test whether the mean share of wrong tags grew by less than ``margin``.
+
+        Raises:
+            InvalidInput: no rows, or a number out of its range.
+        """
+        if not self.rows or not 0 < margin < 1 or not 0 < alpha < 0.5:
+            raise InvalidInput(
+                f"The paired test needs rows, a margin in (0, 1) and an alpha in (0, 0.5). "
+                f"Got {self.rows} rows, {margin}, {alpha}."
+            )
+        tags = len(self._counts) // 2
+        values = np.arange(2 * tags + 1) / tags  # the difference, plus one
+        high = mean_above(values, self._counts, top=2.0, alpha=alpha) - 1
+        low = 1 - mean_above(2 - values, self._counts, top=2.0, alpha=alpha)
+        one, two = (each / (self.rows * tags) for each in self._wrong)
+        estimate, verdict, needed = two - one, Verdict.UNDECIDED, None
+        if self.nonfinite_rows or low > margin:
+            verdict = Verdict.FAILED
+        elif high < margin:
+            verdict = Verdict.PASSED
+        elif estimate < margin:
+            needed = math.ceil(self.rows * min(((high - estimate) / (margin - estimate)) ** 2, 1e6))
+        return TagNoninferiority(
+            verdict,
+            self.rows,
+            self.nonfinite_rows,
+            one,
+            two,
+            Interval(estimate, -1.0, max(high, estimate), confidence=1 - alpha, n=self.rows),
+            margin,
+            alpha,
+            rows_needed=needed,
+        )
