@@ -463,6 +463,32 @@ async def test_connections_are_bounded():
         second[1].close()
 
 
+async def test_connections_of_one_address_are_bounded_if_wished():
+    """One too many is told so and closed, others go on; a place that is free again is given again."""
+    async with serving(limits=Limits(connections=6, connections_per_peer=2)) as service:
+        mine = [await service.open(), await service.open()]
+        reader, writer = await service.open()
+        got = await read(reader)
+        assert (got.status, "This address" in got.error) == (429, True)
+        assert await ended(reader)
+        writer.close()
+        other = await asyncio.open_connection("127.0.0.1", service.port, local_addr=("127.0.0.2", 0))
+        for each in (*mine, other):
+            each[1].write(PING)
+            assert (await read(each[0])).status == 200
+        mine[0][1].close()
+        async with asyncio.timeout(DEADLINE_S):
+            while len(service.front.connections) == 3:  # noqa: ASYNC110 - the set has no event
+                await asyncio.sleep(0)
+        assert (await ask(service, PING)).status == 200
+        for each in (*mine, other):
+            each[1].close()
+        async with asyncio.timeout(DEADLINE_S):
+            while service.front.connections:  # noqa: ASYNC110 - the set has no event
+                await asyncio.sleep(0)
+        assert not +service.front.peers
+
+
 @pytest.mark.parametrize(
     "sent",
     [b"", b"GET /pi", b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx"],

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightship.errors import LightshipError, Unavailable
+from lightship.errors import LightshipError, Overloaded, Unavailable
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import (
     Chunked,
@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._front = front
         self._loop = loop
         self._transport: asyncio.Transport
+        self.peer = b""  # whose it is, as the front counts them
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
         self._route: Route | None = None
@@ -136,14 +137,19 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         front = self._front
         now = self._loop.time()
-        crowded = len(front.connections) >= front.limits.connections and not front.make_room(now)
+        self.peer = front.peer_of(transport)
+        greedy = front.peers[self.peer] >= front.limits.connections_per_peer
+        crowded = greedy or (len(front.connections) >= front.limits.connections and not front.make_room(now))
         if crowded or front.closing:
-            full = error_response(Unavailable("The server has as many connections as it takes."))
+            who = "This address" if greedy else "The server"
+            full = error_response(
+                (Overloaded if greedy else Unavailable)(f"{who} has as many connections as it takes.")
+            )
             self._write(full, None, next(front.ids), close=True)
             self._transport.close()
             self._closing = True
             return
-        front.connections.add(self)
+        front.add(self)
         front.unsaid[self] = now
         self._await_until(front.clocks.head_s, now)
 

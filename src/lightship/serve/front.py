@@ -6,8 +6,9 @@ The protocol that each of them speaks is in ``connection``.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from email.utils import formatdate
 from itertools import count
@@ -43,6 +44,7 @@ class Front:
         self.served = served
         self.heads = Heads(self.limits)
         self.connections: set[Connection] = set()
+        self.peers: Counter[bytes] = Counter()  # open connections by address
         self.unsaid: dict[Connection, float] = {}  # whose request is not all there, and since when; the oldest first
         self.cooling = _Cooling(asyncio.get_running_loop())
         self.held_bytes = 0
@@ -83,10 +85,29 @@ class Front:
 
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection."""
-        self.connections.discard(connection)
+        if connection in self.connections:
+            self.connections.discard(connection)
+            self.peers[connection.peer] -= 1
+            if not self.peers[connection.peer]:
+                del self.peers[connection.peer]
         self.unsaid.pop(connection, None)
         if not self.connections:
             self._all_gone.set()
+
+    @staticmethod
+    def peer_of(transport: asyncio.BaseTransport) -> bytes:
+        """Return what counts as one peer: an IPv4 address, or the network of 64 bits that an IPv6 address is in."""
+        name = transport.get_extra_info("peername")
+        if not isinstance(name, tuple):
+            return b""  # it has gone already, or has no address
+        address = ipaddress.ip_address(name[0].partition("%")[0])
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return (mapped or address).packed[:8]
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection."""
+        self.connections.add(connection)
+        self.peers[connection.peer] += 1
 
     async def drain(self, timeout_s: float) -> bool:
         """Close idle connections now and the others after their answer; return whether all ended in time."""

@@ -36,6 +36,8 @@ class Limits:
         connections: open connections, those in a TLS handshake among them. One more takes the place of the one that
             has been slowest to say what it wants, if that has had its chance; else it is answered 503 and closed. gRPC
             has as many of its own, and closes one more.
+        connections_per_peer: open connections of one address, over HTTP; of IPv6 the first 64 bits count. More than any
+            address has by default, for behind a load balancer all are one.
         calls: gRPC calls under way, streams included; each has a thread.
         ahead_bytes: bytes of later, pipelined requests that are held while one is being answered.
         queue_requests: requests that wait for one model.
@@ -53,6 +55,7 @@ class Limits:
     inflation: int = 100
     chunks: int = 65_536
     connections: int = 2_048
+    connections_per_peer: int = 65_536
     calls: int = 256
     ahead_bytes: int = 64 * 1024
     queue_requests: int = 256
