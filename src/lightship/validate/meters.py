@@ -102,7 +102,7 @@ def are_probabilities(scores: np.ndarray) -> bool:
 
 
 def class_scores(answers: np.ndarray) -> np.ndarray:
-    """Return one score for each class; of one value a row two columns, ``1 - p, p`` of a probability, ``0, z`` of a logit.
+    """Return one score for each class; of one value a row two: ``1 - p, p`` of a probability, ``0, z`` of a logit.
 
     Raises:
         InvalidTensor: more than two axes.
