@@ -21,8 +21,8 @@ from lightship.engine.onnx_audit import audit_onnx
 from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput, LightshipError, NotFound, Refused, UnsupportedMedia
 from lightship.imports.model_file import read_graph
-from lightship.imports.trial import Bounds
 from lightship.imports.trial_process import try_apart
+from lightship.imports.tried_graph import Bounds
 from lightship.types import Silent
 
 BOUNDED_S = 10.0  # of processor time; without a bound they take minutes. On an idle machine it is under two seconds

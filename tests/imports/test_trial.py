@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 from tests.imports.conftest import attention, info, linear, model, node, texts
 
 from lightship.errors import InvalidInput, LightshipError, Refused
-from lightship.imports.trial import Bounds, try_graph
+from lightship.imports.trial import try_graph
+from lightship.imports.tried_graph import Bounds
 from lightship.types import TensorSpec
 
 

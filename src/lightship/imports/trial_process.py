@@ -29,7 +29,8 @@ from lightship.engine.machine import memory_limit_bytes, usable_cores
 from lightship.engine.runner import EngineOptions, load_runner
 from lightship.errors import InvalidInput, LightshipError, Refused
 from lightship.imports.sizes import Sizes, try_sizes
-from lightship.imports.trial import MAX_RUN_S, Bounds, Found, try_graph
+from lightship.imports.trial import Found, try_graph
+from lightship.imports.tried_graph import MAX_RUN_S, Bounds
 from lightship.tasks.npz import read_npz, write_npz
 from lightship.tasks.task import Tensors
 from lightship.tasks.tensors import is_batched

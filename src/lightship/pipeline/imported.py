@@ -29,8 +29,9 @@ from lightship.engine.machine import fingerprint
 from lightship.errors import InvalidInput
 from lightship.imports.evidence import evidence_of
 from lightship.imports.model_file import SourceGraph, read_bytes, read_graph
-from lightship.imports.trial import Bounds, Found
+from lightship.imports.trial import Found
 from lightship.imports.trial_process import try_apart
+from lightship.imports.tried_graph import Bounds
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
 from lightship.registry.database import open_database
 from lightship.registry.names import check_name
