@@ -1,0 +1,236 @@
+"""Whether odd values stay where they are: NaN, infinities, extremes, nothing at all (D4).
+
+A server puts the rows of several people into one batch. A graph that takes a maximum over the whole batch (dynamic
+int8 does, for its scale) then lets one person's NaN ruin the answers of the others. So each odd row is put among usual
+ones, whose answers must be what they are without it. And a variant must not answer surely what the reference
+does not answer at all: int8 turns NaN into some number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightship.bundle.statement import Evidence
+from lightship.errors import InvalidInput, LightshipError
+from lightship.types import Json, Verdict
+
+__all__ = ["MAGNITUDES", "check_values"]
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+MAGNITUDES = (1.0, 1e2, 1e4, 1e8, 1e16, 1e30)
+"""Of random values that are tried as whole rows, beyond those that data has."""
+
+_MOST_BATCH = 4
+FINITE, NOT_FINITE, REFUSED = "finite", "not finite", "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    name: str
+    input: str
+    row: np.ndarray
+    magnitude: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What came of one case: the kind of answer, how far the neighbors moved, what is wrong."""
+
+    kind: str
+    neighbors: float | None = None
+    problem: str = ""
+
+
+def check_values(
+    reference: Run,
+    variant: Run | None,
+    rows: Mapping[str, np.ndarray],
+    *,
+    tolerance: float,
+    subjects: Mapping[str, str],
+    batch: int = _MOST_BATCH,
+    seed: int = 0,
+) -> Evidence:
+    """Try odd values through the reference and the variant.
+
+    ``FAILED`` when an odd row moves the answers of its neighbors by more than the tolerance, the engine fails with what
+    is no refusal, or gives another number of rows, for what would be released: the variant if there is one.
+
+    Args:
+        reference: batch of encoded rows by input -> outputs by name. An error of ours is a refusal.
+        variant: the same; ``None`` when the reference itself would be released.
+        rows: usual rows, first axis rows, at least one.
+        tolerance: largest allowed change of a neighbor's answer.
+        subjects: what was judged, with its SHA-256.
+        batch: rows in a batch, at most 4 are used: as many as are proven to be served together. With 1 there are no
+            neighbors.
+        seed: of the random rows.
+    """
+    total = min((len(array) for array in rows.values()), default=0)
+    if not total or batch < 1:
+        raise InvalidInput(
+            f"Odd values are tried among usual rows, in batches of at least 1. Got {total} rows, {batch}."
+        )
+    size = min(batch, _MOST_BATCH)
+    usual = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
+    cases = _cases(usual, np.random.default_rng(seed))
+    runs = [reference] if variant is None else [reference, variant]
+    baselines = [run(usual) for run in runs]
+    tried: list[Json] = []
+    masked: list[str] = []
+    contaminated: list[str] = []
+    proven: dict[str, dict[str, Json]] = {name: {"magnitude": None, "nan": None} for name in usual}
+    first = ""
+    for case in cases:
+        found = [_try(run, usual, case, base, tolerance) for run, base in zip(runs, baselines, strict=True)]
+        last = found[-1]
+        label = f"{case.name} in {case.input}"
+        if last.problem:
+            first = first or f"{label}: {last.problem}"
+            contaminated += [label] if last.neighbors is not None else []
+        if variant is not None and found[0].kind == NOT_FINITE and last.kind == FINITE:
+            masked.append(label)
+        tried.append(
+            {
+                "case": case.name,
+                "input": case.input,
+                "reference": found[0].kind,
+                "variant": last.kind if variant is not None else None,
+                "neighbors": _number(last.neighbors),
+                "problem": last.problem or None,
+            }
+        )
+        if case.name == "NaN":
+            proven[case.input]["nan"] = last.kind
+        if case.magnitude is not None and last.kind == FINITE and not last.problem:
+            known = proven[case.input]["magnitude"]
+            proven[case.input]["magnitude"] = max(float(str(known or 0)), case.magnitude)
+    empty = [_try_empty(run, usual) for run in runs]
+    tried.append(
+        {
+            "case": "empty",
+            "input": ", ".join(usual),
+            "reference": empty[0].kind,
+            "variant": empty[-1].kind if variant is not None else None,
+            "neighbors": None,
+            "problem": empty[-1].problem or None,
+        }
+    )
+    first = first or (f"an empty batch: {empty[-1].problem}" if empty[-1].problem else "")
+    return Evidence(
+        check="values",
+        verdict=Verdict.FAILED if first else Verdict.PASSED,
+        subjects=subjects,
+        summary=first or _summary(len(tried), size, proven, masked),
+        measured={
+            "batch": size,
+            "cases": tried,
+            "proven": {name: dict(found) for name, found in proven.items()},
+            "masked": [*masked],
+            "contaminated": [*contaminated],
+        },
+        method={
+            "tolerance": tolerance,
+            "seed": seed,
+            "magnitudes": [*MAGNITUDES],
+            "neighbors": "answers without the odd row",
+        },
+    )
+
+
+def _cases(usual: Mapping[str, np.ndarray], random: np.random.Generator) -> list[_Case]:
+    cases: list[_Case] = []
+    for name, array in usual.items():
+        row, kind = array[0], array.dtype.kind
+        if kind == "f":
+            whole: dict[str, object] = {"NaN": np.nan, "+infinity": np.inf, "-infinity": -np.inf}
+            whole |= {"largest": np.finfo(array.dtype).max, "least": np.finfo(array.dtype).min}
+            whole |= {"smallest": np.finfo(array.dtype).tiny, "zeros": 0.0}
+            one = row.copy()
+            one.reshape(-1)[:1] = np.nan
+            cases.append(_Case("one NaN", name, one))
+            top = float(np.finfo(array.dtype).max)
+            for magnitude in (each for each in MAGNITUDES if each < top):
+                drawn = (random.uniform(-1, 1, size=row.shape) * magnitude).astype(array.dtype)
+                cases.append(_Case(f"random up to {magnitude:g}", name, drawn, magnitude))
+        elif kind in "iu":
+            limits = np.iinfo(array.dtype)
+            whole = {"largest": limits.max, "least": limits.min, "zeros": 0, "ones": 1}
+        elif kind == "b":
+            whole = {"all true": True, "all false": False}
+        else:  # texts
+            whole = {"empty text": "", "long text": "x" * 10_000, "no letters": "\x00\u202e\U0001f600"}
+        cases += [_Case(label, name, np.full_like(row, value)) for label, value in whole.items()]
+    return cases
+
+
+def _try(
+    run: Run, usual: Mapping[str, np.ndarray], case: _Case, base: Mapping[str, np.ndarray], tolerance: float
+) -> _Found:
+    """Put the odd row in the middle of the batch and compare the others with what they are without it."""
+    size = len(usual[case.input])
+    place = size // 2
+    batch = {name: array.copy() for name, array in usual.items()}
+    batch[case.input][place] = case.row
+    outputs, found = _run(run, batch, size)
+    if outputs is None:
+        return found
+    answer = [array[place] for array in outputs.values() if array.dtype.kind in "fc"]
+    kind = FINITE if all(np.isfinite(each).all() for each in answer) else NOT_FINITE
+    others = np.delete(np.arange(size), place)
+    worst = max((_distance(outputs[name][others], base[name][others]) for name in base), default=0.0)
+    if worst > tolerance:
+        moved = "to NaN or infinity" if math.isinf(worst) else f"by {worst:.3g}, allowed {tolerance:.3g}"
+        return _Found(kind, worst, f"the other rows of the batch move {moved}")
+    return _Found(kind, worst if len(others) else None)
+
+
+def _try_empty(run: Run, usual: Mapping[str, np.ndarray]) -> _Found:
+    return _run(run, {name: array[:0] for name, array in usual.items()}, 0)[1]
+
+
+def _run(run: Run, batch: Mapping[str, np.ndarray], size: int) -> tuple[Mapping[str, np.ndarray] | None, _Found]:
+    try:
+        outputs = run(batch)
+    except LightshipError:
+        return None, _Found(REFUSED)
+    except Exception as exc:  # noqa: BLE001 - an engine is anybody's code; what it raises here, it raises in a server
+        return None, _Found(REFUSED, problem=f"the engine fails: {type(exc).__name__}")
+    wrong = [name for name, array in outputs.items() if array.ndim == 0 or len(array) != size]
+    if wrong:
+        return None, _Found(REFUSED, problem=f"{size} rows gave {wrong[0]!r} of shape {outputs[wrong[0]].shape}")
+    return outputs, _Found(FINITE)
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    if found.dtype.kind not in "fiub":
+        return 0.0 if np.array_equal(found, expected) else math.inf
+    same = (
+        (found == expected) | (np.isnan(found) & np.isnan(expected)) if found.dtype.kind == "f" else found == expected
+    )
+    if same.all():
+        return 0.0
+    off = np.abs(found[~same].astype(np.float64) - expected[~same].astype(np.float64))
+    return math.inf if not np.isfinite(off).all() else float(off.max())
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _summary(tried: int, size: int, proven: Mapping[str, Mapping[str, Json]], masked: Sequence[str]) -> str:
+    alone = "one row at a time" if size == 1 else f"among {size - 1} usual rows, which stay as they are"
+    line = f"{tried} kinds of odd values tried {alone}"
+    reached = [f"{name} up to {found['magnitude']:g}" for name, found in proven.items() if found["magnitude"]]
+    if reached:
+        line += f"; finite answers for {', '.join(reached)[:300]}"
+    if masked:
+        line += f"; the variant answers what the reference does not: {', '.join(masked)[:300]}"
+    return line

@@ -1,0 +1,159 @@
+"""Odd values among usual rows: who is refused, who answers, and whether neighbors keep their answers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lightship.engine.runner import load_runner
+from lightship.errors import InvalidInput
+from lightship.optimize.passes.int8_dynamic import Int8Dynamic
+from lightship.optimize.passes.int8_static import Int8Static
+from lightship.types import Verdict
+from lightship.validate.checks.values import check_values
+
+SUBJECTS = {"reference": "0" * 64}
+WIDTH = 12
+
+
+def dense(*between, opset=18):
+    """Return the bytes of a dense layer ``x`` [batch, 12] -> ``y`` [batch, 3], with nodes between it and the output."""
+    weights = np.random.default_rng(1).normal(size=(WIDTH, 3)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h" if between else "y"]), *between]
+    graph = helper.make_graph(
+        nodes,
+        "dense",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.array([0], np.int64), "axis")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def rows(count=6):
+    """Return usual rows."""
+    return {"x": np.random.default_rng(2).normal(size=(count, WIDTH)).astype(np.float32)}
+
+
+def check(reference, variant=None, inputs=None, **options):
+    """Check graphs as the pipeline does."""
+    run = load_runner(reference).run
+    other = load_runner(variant).run if variant else None
+    return check_values(run, other, inputs or rows(), **{"tolerance": 1e-4, "subjects": SUBJECTS, **options})
+
+
+def case(found, name):
+    """Return one case of the evidence."""
+    return next(each for each in found.measured["cases"] if each["case"] == name)
+
+
+def test_rows_that_do_not_touch_each_other_pass():
+    """NaN stays in its row, an empty batch is refused, and the range with finite answers is told."""
+    found = check(dense())
+
+    assert found.verdict is Verdict.PASSED
+    assert case(found, "NaN") == {
+        "case": "NaN", "input": "x", "reference": "not finite", "variant": None, "neighbors": 0.0, "problem": None,
+    }  # fmt: skip
+    assert case(found, "empty")["reference"] == "refused"
+    assert found.measured["proven"]["x"] == {"magnitude": 1e30, "nan": "not finite"}
+    assert found.measured["contaminated"] == []
+    json.dumps([dict(found.measured), dict(found.method)], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [helper.make_node("ReduceMax", ["h", "axis"], ["top"]), helper.make_node("Sub", ["h", "top"], ["y"])],
+        [helper.make_node("ReduceMean", ["h", "axis"], ["mean"]), helper.make_node("Sub", ["h", "mean"], ["y"])],
+        [helper.make_node("Softmax", ["h"], ["y"], axis=0)],
+    ],
+    ids=["maximum", "mean", "softmax"],
+)
+def test_row_that_changes_its_neighbors_fails(between):
+    """Whatever goes over the batch axis lets one row ruin all."""
+    found = check(dense(*between))
+
+    assert found.verdict is Verdict.FAILED
+    assert "NaN in x" in found.measured["contaminated"]
+    assert "the other rows of the batch move" in found.summary
+
+
+def test_dynamic_int8_is_ruined_by_a_neighbor():
+    """Its scale is that of the whole batch: one extreme value leaves no step for the others."""
+    variant = Int8Dynamic().apply(dense(), calibration=[])
+
+    together, alone = check(dense(), variant), check(dense(), variant, batch=1)
+
+    assert together.verdict is Verdict.FAILED
+    assert "largest in x" in together.measured["contaminated"]
+    assert alone.verdict is Verdict.PASSED
+    assert all(each["neighbors"] is None for each in alone.measured["cases"])
+
+
+def test_answer_of_int8_to_nan_is_told():
+    """The reference says NaN, which no task takes for an answer; int8 says some number."""
+    variant = Int8Static().apply(dense(), calibration=[rows(32)])
+
+    found = check(dense(), variant)
+
+    assert found.verdict is Verdict.PASSED
+    assert "+infinity in x" in found.measured["masked"]
+    assert "the variant answers what the reference does not" in found.summary
+
+
+def test_ids_outside_of_the_vocabulary_are_refused():
+    """The engine's word for it is no failure."""
+    words = numpy_helper.from_array(np.ones((10, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["w", "ids"], ["y"])],
+        "words",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [words],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+    found = check(model.SerializeToString(), inputs={"ids": np.arange(5)})
+
+    assert found.verdict is Verdict.PASSED
+    assert case(found, "largest")["reference"] == "refused"
+    assert case(found, "zeros")["reference"] == "finite"
+
+
+def test_engine_that_fails_without_a_refusal_is_a_failure():
+    """What is raised here would be raised in a server."""
+
+    def run(inputs):
+        if np.isnan(inputs["x"]).any():
+            raise ZeroDivisionError
+        return {"y": inputs["x"]}
+
+    found = check_values(run, None, rows(), tolerance=0, subjects=SUBJECTS)
+
+    assert found.verdict is Verdict.FAILED
+    assert found.summary.endswith("the engine fails: ZeroDivisionError")
+
+
+def test_lost_rows_are_a_failure():
+    """Rows that hold NaN are dropped: answers would go to others."""
+
+    def run(inputs):
+        return {"y": inputs["x"][~np.isnan(inputs["x"]).any(axis=1)]}
+
+    found = check_values(run, None, rows(), tolerance=0, subjects=SUBJECTS)
+
+    assert found.verdict is Verdict.FAILED
+    assert "4 rows gave 'y' of shape (3, 12)" in found.summary
+
+
+def test_no_rows_are_refused():
+    """Odd values need usual ones."""
+    with pytest.raises(InvalidInput, match="Got 0 rows, 4"):
+        check(dense(), inputs=rows(0))
