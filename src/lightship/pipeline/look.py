@@ -32,7 +32,7 @@ from lightship.validate.looks import Speed, look_at_scores, require_finite_refer
 
 __all__ = ["Judged", "Look", "task_ref"]
 
-_MOST_WORDS = 4_000
+_MOST_WORDS = 1_000  # of a summary; all reasons stand in what was measured
 
 
 def task_ref(prepared: Prepared) -> TaskRef:
