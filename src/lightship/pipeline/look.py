@@ -32,7 +32,7 @@ from lightship.validate.looks import Speed, look_at_scores, require_finite_refer
 
 __all__ = ["Judged", "Look", "task_ref"]
 
-_MOST_WORDS = 1_000  # of a summary; all reasons stand in what was measured
+_MOST_WORDS = 500
 
 
 def task_ref(prepared: Prepared) -> TaskRef:
@@ -212,12 +212,11 @@ class Look:
     def search(self, chosen: Judged) -> Evidence:
         """What was tried, how fast each variant is against the reference, and why each other one lost."""
         found, optimize = self._optimized, self._bench.recipe.optimize
-        lost = "; ".join(f"{each.name}: {each.dropped}" for each in found.candidates if each.dropped)
         return Evidence(
             check="search",
             verdict=Verdict.PASSED,
             subjects=chosen.subjects,
-            summary=(f"{len(found.candidates)} variants tried" + (f". {lost}" if lost else ""))[:_MOST_WORDS],
+            summary=_search_summary(found.candidates),
             measured=found.found,
             method={
                 "rows": "selection",
@@ -239,3 +238,10 @@ class Look:
             subjects=self._reference.subjects,
             confidence=self._gate.confidence,
         )
+
+
+def _search_summary(candidates: Sequence[Variant]) -> str:
+    """Say what came out; why each other lost stands in what was measured."""
+    proposed = [each for each in candidates if not each.dropped]
+    closest = next((f". {each.name}: {each.dropped}" for each in candidates if each.dropped), "")
+    return f"{len(candidates)} variants tried, {len(proposed)} proposed to the gate{closest}"[:_MOST_WORDS]
