@@ -171,7 +171,9 @@ def test_unknown_variant_names_the_known_ones(site, lightship):
     ran = lightship("optimize", recipe, home=site.home)
 
     assert ran.code == 2
-    assert "must be one of auto, reference, int8-dynamic, int8-static (did you mean 'int8-static'?)" in ran.err
+    assert "must be one of auto, reference, " in ran.err
+    assert "int8-dynamic, " in ran.err
+    assert "(did you mean 'int8-static'?)" in ran.err
     assert "Got 'int8-statik'." in ran.err
 
 

@@ -15,7 +15,16 @@ from lightship.optimize.variant_pass import PassFailed
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["graphs_inside", "parse", "ready_to_quantize", "serialize", "sort_nodes", "taken_by", "weights"]
+__all__ = [
+    "graphs_inside",
+    "name_nodes",
+    "parse",
+    "ready_to_quantize",
+    "serialize",
+    "sort_nodes",
+    "taken_by",
+    "weights",
+]
 
 LEAST_OPSET = 13
 """The first operator set whose scales may be one per channel."""
@@ -88,7 +97,7 @@ def ready_to_quantize(graph: bytes, *, name: str) -> onnx.ModelProto:
             "Give the model as it was before."
         )
     _lift_constants(model)
-    _name_nodes(model)
+    name_nodes(model)
     del model.graph.value_info[:]  # what exporters note there contradicts what the quantizers infer again
     types = {tensor.data_type for _, _, tensor in weights(model)}
     if onnx.TensorProto.FLOAT not in types:
@@ -201,7 +210,7 @@ def _copy(message: Any) -> Any:
     return copied
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
+def name_nodes(model: onnx.ModelProto) -> None:
     """Give each node a name of its own, from what it makes: layers are excluded and reported by name."""
     taken = {"": 1}
     for node in model.graph.node:
@@ -225,5 +234,5 @@ def _with_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         ) from exc
     converted.ir_version = max(converted.ir_version, 7)  # what came with operator set 12 and 13
     del converted.graph.value_info[:]
-    _name_nodes(converted)
+    name_nodes(converted)
     return converted

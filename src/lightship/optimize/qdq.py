@@ -133,20 +133,17 @@ def float_round_reductions(model: onnx.ModelProto, *, reference: onnx.ModelProto
 
 
 def _after_reductions(model: onnx.ModelProto) -> Iterator[Pair]:
-    makers = {output: node for node in model.graph.node for output in node.output}
+    """Yield the pairs of tensors that are made of nothing but reduced ones; a normalization's result is not."""
     pairs = {pair.widened: pair for pair in pairs_of(model)}
-    for pair in pairs.values():
-        waiting, seen = [pair.tensor], set[str]()
-        while waiting:
-            name = waiting.pop()
-            node = makers.get(name)
-            if node is None or name in seen:
-                continue
-            seen.add(name)
-            if node.op_type in _REDUCTIONS:
-                yield pair
-                break
-            if name in pairs:
-                waiting.append(pairs[name].tensor)
-            elif node.op_type in _CHEAP:
-                waiting.extend(node.input)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    reduced: set[str] = set()
+    for node in model.graph.node:  # in order, so what a node takes is known
+        taken = [name for name in node.input if name and name not in weights]
+        if node.op_type in _REDUCTIONS or (
+            node.op_type in _CHEAP and taken and all(name in reduced or name in weights for name in taken)
+        ):
+            reduced.update(node.output)
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in (reduced | weights):
+            (reduced if node.input[0] in reduced else weights).update(node.output)
+            if node.output[0] in pairs and node.input[0] in reduced:
+                yield pairs[node.output[0]]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightship.optimize.calibration import Method, Range, activation_ranges, first_rows
+from lightship.optimize.cleanup import clean_up
 from lightship.optimize.isolation import undisturbed
-from lightship.optimize.onnx_model import graphs_inside, ready_to_quantize, serialize, sort_nodes
+from lightship.optimize.onnx_model import graphs_inside, name_nodes, ready_to_quantize, serialize, sort_nodes
 from lightship.optimize.qdq import float_round_reductions
 from lightship.optimize.variant_pass import PassFailed
 
@@ -25,18 +26,24 @@ __all__ = ["quantize", "quantize_dynamic", "quantize_static", "quantized_with", 
 _MOST_ROWS: Mapping[Method, int] = {"min-max": 256, "percentile": 64, "entropy": 64}
 
 
-def quantize(graph: bytes, run: Callable[[onnx.ModelProto], onnx.ModelProto], *, name: str) -> bytes:
+def quantize(
+    graph: bytes, run: Callable[[onnx.ModelProto], onnx.ModelProto], *, name: str, cleaned: bool = True
+) -> bytes:
     """Return the graph that ``run`` makes of ``graph``, with everything that a quantizer disturbs put back.
 
     Args:
         graph: ONNX bytes.
         run: calls a quantizer; may change the model that it gets.
         name: the pass, for the error message.
+        cleaned: fold and fuse first where that can be done, so that layers are quantized as they will run: a batch
+            normalization that is folded later would spoil the scales of its convolution.
 
     Raises:
         PassFailed: the quantizer raised, gave a graph that is not valid, or changed nothing.
     """
     model = ready_to_quantize(graph, name=name)
+    if cleaned:
+        model = _cleaned(model, name)
     before = model.SerializeToString(deterministic=True)
     try:
         with undisturbed():
@@ -48,6 +55,15 @@ def quantize(graph: bytes, run: Callable[[onnx.ModelProto], onnx.ModelProto], *,
     if quantized.SerializeToString(deterministic=True) == before:
         raise PassFailed(f"{name} found nothing in this graph that it could treat.")
     return serialize(quantized, name=name)
+
+
+def _cleaned(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    try:
+        cleaned = clean_up(model, name=name)
+    except PassFailed:
+        return model  # the quantizer may well treat it as it is, and says so if not
+    name_nodes(cleaned)
+    return cleaned
 
 
 def quantize_dynamic(graph: bytes, *, per_channel: bool, name: str) -> bytes:
