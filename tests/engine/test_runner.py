@@ -1,4 +1,4 @@
-"""Loading and running graphs, on real ONNX Runtime."""
+"""Loading and running graphs, on real engines: what every engine must do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lightship.engine.runner import EngineOptions, load_runner
+from lightship.engine import runner
+from lightship.engine.runner import EngineOptions
 from lightship.errors import (
     BundleRefused,
     CannotRun,
@@ -28,9 +29,28 @@ from lightship.types import Interface, TensorSpec
 BATCH = np.ones((4, 3), dtype=np.float32)
 
 
+ONNX_RUNTIME = pytest.mark.parametrize("engine", ["onnxruntime"], indirect=True)
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"], autouse=True)
+def engine(request):
+    """The engine that ``load_runner`` takes in this module."""
+    _engine.append(request.param)
+    yield request.param
+    _engine.pop()
+
+
+_engine = ["onnxruntime"]
+
+
+def load_runner(graph: bytes, *, engine: str | None = None, options: EngineOptions | None = None) -> runner.Runner:
+    """Load a graph into the engine of the test."""
+    return runner.load_runner(graph, engine=engine or _engine[-1], options=options)
+
+
 def load(model: onnx.ModelProto, **options):
     """Load a model with these options."""
-    return load_runner(model.SerializeToString(), engine="onnxruntime", options=EngineOptions(**options))
+    return load_runner(model.SerializeToString(), options=EngineOptions(**options))
 
 
 def test_graph_gives_the_product_it_is_made_of(linear_graph):
@@ -51,6 +71,7 @@ def test_interface_names_dtypes_and_free_dimensions(linear_graph):
     )
 
 
+@ONNX_RUNTIME
 def test_anonymous_dimensions_get_names_that_are_free(model):
     """A free dimension without a name gets one that no other dimension has."""
     graph = model([helper.make_node("Identity", ["x"], ["y"])], in_shape=(None, "d0", None), out_shape=(None, None, 4))
@@ -62,8 +83,10 @@ def test_anonymous_dimensions_get_names_that_are_free(model):
 
 
 @pytest.mark.parametrize("options", [{"threads": 2}, {"spin": True}, {"optimization": "none"}, {"limit_s": 60}])
-def test_options_do_not_change_the_answer(linear_graph, options):
+def test_options_do_not_change_the_answer(linear_graph, options, engine):
     """Threads, spinning, optimization and a limit that is not reached change speed only."""
+    if engine == "openvino" and "optimization" in options:
+        pytest.skip("OpenVINO has no levels of optimization")
     x = np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32)
 
     y = load_runner(linear_graph, options=EngineOptions(**options)).run({"x": x})["y"]
@@ -94,6 +117,7 @@ def test_impossible_options_are_refused(options, message):
         EngineOptions(**options)
 
 
+@ONNX_RUNTIME
 @pytest.mark.parametrize("precision", ["bf16", "f16"])
 def test_onnx_runtime_takes_no_other_precision(linear_graph, precision):
     """It would compute in f32 and be believed to have done otherwise."""
@@ -186,6 +210,7 @@ def test_graph_that_merges_the_batch_is_an_error(model):
         load(graph).run({"x": BATCH})
 
 
+@ONNX_RUNTIME
 def test_failure_inside_the_engine_is_told_without_its_insides(model, capfd):
     """The message names the sizes, not nodes, files or functions of the engine; and stderr stays quiet."""
     graph = model(
@@ -254,6 +279,7 @@ def test_failed_allocation_has_an_error_of_its_own(model, size, words):
     assert b"then 5" in rest, done.stderr
 
 
+@ONNX_RUNTIME
 def test_endless_loop_is_stopped_at_the_limit(looping):
     """A trip count of 2^62 would keep the process for ever; the message says how long and on what, and what to do."""
     runner = load(looping(2**62), limit_s=0.5)
@@ -265,6 +291,7 @@ def test_endless_loop_is_stopped_at_the_limit(looping):
     assert time.monotonic() - start < 5
 
 
+@ONNX_RUNTIME
 def test_loop_that_ends_within_the_limit_gives_its_answer(looping):
     """The limit costs nothing but time: same numbers, and no timer stays behind."""
     found = load(looping(3), limit_s=60).run({"x": BATCH})["y"]
@@ -275,6 +302,7 @@ def test_loop_that_ends_within_the_limit_gives_its_answer(looping):
     assert all(timer.finished.is_set() for timer in timers)
 
 
+@ONNX_RUNTIME
 def test_runner_can_be_used_again_after_a_stop(looping):
     """The first batch asks for 10^15 rounds, the next for two: only the first is an error."""
     runner = load(looping(None), limit_s=0.5)
@@ -286,6 +314,7 @@ def test_runner_can_be_used_again_after_a_stop(looping):
     np.testing.assert_allclose(runner.run({"x": twos})["y"], np.cos(np.cos(twos)), rtol=1e-6)
 
 
+@ONNX_RUNTIME
 def test_failure_under_a_limit_is_not_called_too_long(model):
     """Only what the timer stopped was too slow."""
     graph = model(
@@ -354,6 +383,7 @@ def test_operators_of_unknown_domains_are_refused(model):
         load(graph)
 
 
+@ONNX_RUNTIME
 def test_functions_inside_the_file_are_allowed(model):
     """A function that the file itself defines is made of operators that are looked at too."""
     body = [helper.make_node("Add", ["a", "a"], ["b"])]
@@ -364,6 +394,7 @@ def test_functions_inside_the_file_are_allowed(model):
     assert (load(graph).run({"x": BATCH})["y"] == 2).all()
 
 
+@ONNX_RUNTIME
 def test_only_tensors_pass(model):
     """A list of maps, as scikit-learn's exporter makes it, is refused with the way out."""
     node = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
@@ -377,11 +408,12 @@ def test_only_tensors_pass(model):
         load(graph)
 
 
+@ONNX_RUNTIME
 def test_runner_module_loads_no_engine():
-    """Asking for the module costs no onnxruntime, onnx or torch."""
+    """Asking for the module costs no onnxruntime, openvino, onnx or torch."""
     code = (
         "import sys, lightship.engine.runner, lightship.engine.machine, lightship.engine.measure;"
-        "print([name for name in ('onnxruntime', 'onnx', 'torch') if name in sys.modules])"
+        "print([name for name in ('onnxruntime', 'openvino', 'onnx', 'torch') if name in sys.modules])"
     )
 
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -18,9 +18,10 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # the stubs are one more dependency
 
+from lightship.engine.onnx_wire import varint
 from lightship.errors import InvalidInput, Refused
 
-__all__ = ["DOMAINS", "MAX_NODES", "Audited", "audit_onnx", "element_bits", "refuse_excess", "top_fields"]
+__all__ = ["DOMAINS", "MAX_NODES", "Audited", "audit_onnx", "element_bits", "refuse_excess"]
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator sets that ONNX Runtime itself brings; ``com.microsoft`` holds the quantized operators."""
@@ -121,46 +122,6 @@ def audit_onnx(graph: bytes, *, counted: bool = False) -> Audited:
     return Audited(walk.total, len(model.functions), walk.tensors, producer, opsets)
 
 
-def top_fields(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Yield (number, start, stop of the value) of each field of a protobuf message, without parsing what is inside.
-
-    Raises:
-        InvalidInput: the bytes are no such message, or are cut short.
-    """
-    at, end = start, len(data) if stop is None else stop
-    while at < end:
-        tag, at = _varint(data, at, end)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            _, after = _varint(data, at, end)
-        elif kind == _LENGTH:
-            size, at = _varint(data, at, end)
-            after = at + size
-        elif kind in (_FIXED32, _FIXED64):
-            after = at + (4 if kind == _FIXED32 else 8)
-        else:
-            raise InvalidInput(f"These bytes are no ONNX model: byte {at} does not begin a part of one.")
-        if number == 0 or after > end:
-            raise InvalidInput(
-                f"These bytes are no ONNX model, or one that is cut short: a part ends at byte {after} of {end}."
-            )
-        yield number, at, after
-        at = after
-
-
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise InvalidInput(f"These bytes are no ONNX model, or one that is cut short, at byte {at}.")
-
-
 def refuse_excess(graph: bytes) -> None:
     """Count what the bytes hold before they are parsed: an entry of two bytes costs a parser a hundred, and us a step.
 
@@ -186,7 +147,7 @@ def refuse_excess(graph: bytes) -> None:
             at = numbers.end()
             continue
         else:
-            tag, at = _varint(graph, at, end)
+            tag, at = varint(graph, at, end)
             at, after = _value(graph, at, end) if tag & 7 == _LENGTH else _odd_number(graph, at, end, tag & 7)
         if (entries := entries + 1) > MAX_ENTRIES:
             most = max(counts, key=counts.__getitem__)
@@ -244,7 +205,7 @@ def _value(data: bytes, at: int, end: int) -> tuple[int, int]:
     if at < end and data[at] < 0x80:
         start, stop = at + 1, at + 1 + data[at]
     else:
-        size, start = _varint(data, at, end)
+        size, start = varint(data, at, end)
         stop = start + size
     if stop > end:
         raise InvalidInput(
@@ -256,7 +217,7 @@ def _value(data: bytes, at: int, end: int) -> tuple[int, int]:
 def _odd_number(data: bytes, at: int, end: int, kind: int) -> tuple[int, int]:
     """Return where a number starts and stops behind a tag that is written longer than it must be."""
     if kind == _VARINT:
-        return at, _varint(data, at, end)[1]
+        return at, varint(data, at, end)[1]
     if kind not in (_FIXED32, _FIXED64):
         raise InvalidInput(f"These bytes are no ONNX model: byte {at - 1} does not begin a part of one.")
     stop = at + (4 if kind == _FIXED32 else 8)

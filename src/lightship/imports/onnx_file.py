@@ -20,7 +20,7 @@ class OnnxFile:
 
     def recognizes(self, data: bytes) -> bool:
         """Return whether the bytes begin as a ModelProto does: ONNX has no magic number, but a known set of fields."""
-        from lightship.engine.onnx_audit import top_fields
+        from lightship.engine.onnx_wire import top_fields
 
         seen: set[int] = set()
         try:

@@ -1,0 +1,162 @@
+"""What OpenVINO would get wrong without a word: found in the graph as OpenVINO has read it, before it is compiled.
+
+Its CPU plugin computes 64-bit and unsigned 32-bit integers in 32 bits and float64 in float32, does not check indices
+(a gather outside of its table reads, and a scatter writes, whatever lies there), and takes a reshape to a fixed size
+at its word. ONNX Runtime computes the first and refuses the others while it runs. What can be seen beforehand is
+refused here, and the values that a graph may be given are bounded; ``docs/engines.md`` names what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lightship.errors import InvalidInput
+from lightship.types import Interface
+
+__all__ = ["outside", "refuse_operators", "refuse_wrong", "value_bounds"]
+
+_INT32 = np.iinfo(np.int32)
+_WIDE = {"i64", "u64", "u32"}
+_NARROWED = {"INT64": _INT32.min, "UINT64": 0, "UINT32": 0}
+_ENDS = frozenset({2**63 - 1, -(2**63), 1 - 2**63, 2**64 - 1})
+"""Integers that exporters write for "up to the end" and "no bound"; cut to 32 bits they mean the same."""
+
+_MISREAD = dict.fromkeys(
+    ("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength",
+     "SequenceMap", "SplitToSequence", "ConcatFromSequence"), "one with fixed positions",
+)  # fmt: skip
+
+# Inputs of operators that hold positions and are not checked: by type, the number of the input.
+_UNCHECKED = {
+    "GatherND": 1, "GatherElements": 1, "ScatterUpdate": 1, "ScatterElementsUpdate": 1, "ScatterNDUpdate": 1,
+    "ReverseSequence": 1, "ROIAlign": 2, "LSTMSequence": 3, "GRUSequence": 2, "RNNSequence": 2,
+}  # fmt: skip
+_SAFE_SOURCES = {"Constant", "ShapeOf", "NonZero", "TopK"}  # what they give lies inside of what they look at
+_PASSES_ON = {"Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
+
+
+def refuse_operators(operators: Iterable[str]) -> None:
+    """Refuse operators of the file that OpenVINO turns into something else.
+
+    Raises:
+        InvalidInput: names the operator.
+    """
+    for kind in operators:
+        if kind in _MISREAD:
+            raise _refusal(f"it takes the operator {kind} for {_MISREAD[kind]}")
+
+
+def refuse_wrong(model: Any, *, limited: bool = False) -> None:
+    """Refuse a model whose answers could be wrong, or another's memory, without an error.
+
+    Args:
+        model: ``openvino.Model``, as it was read.
+        limited: a run may take so long and no longer, which OpenVINO does not look at inside of a loop.
+
+    Raises:
+        InvalidInput: names the operator.
+    """
+    for node in _nodes(model):
+        kind = node.get_type_name()
+        if kind == "Constant":
+            _check_constant(node)
+        elif kind == "Loop" and limited:
+            raise _refusal(f"Loop ({_name(node)}) cannot be stopped, and it is to be run with a limit (`limit_s`)")
+        elif kind == "Reshape":
+            _check_reshape(node)
+        elif kind in _UNCHECKED and _comes_from_outside(node, _UNCHECKED[kind]):
+            raise _refusal(
+                f"{kind} ({_name(node)}) takes positions computed from the inputs, which OpenVINO does not check"
+            )
+
+
+def value_bounds(model: Any, interface: Interface) -> dict[str, tuple[int, int]]:
+    """Return, by the name of an integer input, the least and the greatest value that OpenVINO computes right.
+
+    64 bits are cut to 32; and a row of a table that is not there would be a row of zeros.
+    """
+    bounds = {
+        spec.name: (int(_NARROWED[spec.dtype]), int(_INT32.max)) for spec in interface.inputs if spec.dtype in _NARROWED
+    }
+    for node in _nodes(model):
+        if node.get_type_name() == "Gather":
+            _narrow(node, bounds, {spec.name for spec in interface.inputs if spec.dtype.startswith(("INT", "UINT"))})
+    return bounds
+
+
+def _narrow(node: Any, bounds: dict[str, tuple[int, int]], integers: set[str]) -> None:
+    axis = node.input_value(2).get_node()
+    table = node.input_value(0).get_partial_shape()
+    if axis.get_type_name() != "Constant" or table.rank.is_dynamic:
+        return
+    rows = table[int(axis.data.ravel()[0])]
+    source = node.input_value(1).get_node()
+    while source.get_type_name() in _PASSES_ON:
+        source = source.input_value(0).get_node()
+    if rows.is_dynamic or source.get_type_name() != "Parameter":
+        return
+    for name in source.output(0).get_names() & integers:
+        low, high = bounds.get(name, (int(_INT32.min), int(_INT32.max)))
+        bounds[name] = (max(low, -rows.get_length()), min(high, rows.get_length() - 1))
+
+
+def outside(bounds: Mapping[str, tuple[int, int]], name: str, array: np.ndarray) -> bool:
+    """Tell whether an array holds a value beyond the bounds of its input."""
+    if name not in bounds or not array.size:
+        return False
+    low, high = bounds[name]
+    return int(array.min()) < low or int(array.max()) > high
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    """Yield all operators, those of graphs inside of the graph as well."""
+    waiting = [model]
+    while waiting:
+        for node in waiting.pop().get_ordered_ops():
+            yield node
+            kind = node.get_type_name()
+            if kind in {"Loop", "TensorIterator"}:
+                waiting.append(node.get_function())
+            elif kind == "If":
+                waiting += [node.get_function(branch) for branch in (0, 1)]
+
+
+def _check_constant(node: Any) -> None:
+    if node.get_output_element_type(0).to_string() not in _WIDE or not node.data.size:
+        return
+    for value in (int(node.data.min()), int(node.data.max())):
+        if not _INT32.min <= value <= _INT32.max and value not in _ENDS:
+            raise _refusal(f"constant {_name(node)} holds {value}; OpenVINO computes with integers of 32 bits")
+
+
+def _check_reshape(node: Any) -> None:
+    if node.get_input_partial_shape(0).is_dynamic and node.get_output_partial_shape(0).is_static:
+        raise _refusal(
+            f"Reshape ({_name(node)}) makes a fixed size of one that is free; OpenVINO does not check that it fits"
+        )
+
+
+def _comes_from_outside(node: Any, number: int) -> bool:
+    """Tell whether the values of an input are computed from those that a graph is given."""
+    waiting, seen = [node.input_value(number).get_node()], set[str]()
+    while waiting:
+        source = waiting.pop()
+        kind, name = source.get_type_name(), source.get_name()
+        if kind == "Parameter":
+            return True
+        if name in seen or kind in _SAFE_SOURCES:
+            continue
+        seen.add(name)
+        waiting += [value.get_node() for value in source.input_values()]
+    return False
+
+
+def _name(node: Any) -> str:
+    return ascii(node.get_friendly_name()[:80])
+
+
+def _refusal(reason: str) -> InvalidInput:
+    return InvalidInput(f"The engine 'openvino' would not run this graph right: {reason}. ONNX Runtime does.")
