@@ -170,7 +170,7 @@ def test_installed_passes_are_found_by_name():
 
 def test_unknown_pass_names_the_known_ones():
     """A typo is answered with what there is."""
-    with pytest.raises(NotFound, match=r"'int9' .*int8-dynamic, int8-static"):
+    with pytest.raises(NotFound, match=r"'int9' .*int8-dynamic, .*int8-static"):
         load_pass("int9")
 
 

@@ -29,27 +29,37 @@ class Pair:
     Attributes:
         tensor: what is quantized.
         widened: what the consumers see.
+        scale, zero_point: names of the two tensors that say how.
         consumers: names of the nodes that take ``widened``.
     """
 
     tensor: str
     widened: str
+    scale: str
+    zero_point: str
     consumers: tuple[str, ...]
 
 
 def pairs_of(model: onnx.ModelProto) -> list[Pair]:
     """Return the pairs around activations, in the order of the graph."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    narrowed = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    narrowed = {node.output[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
     takers: dict[str, list[str]] = {}
     for node in model.graph.node:
         for name in node.input:
             takers.setdefault(name, []).append(node.name)
     return [
-        Pair(narrowed[node.input[0]], node.output[0], tuple(takers.get(node.output[0], ())))
+        Pair(*_ends(narrow, node), tuple(takers.get(node.output[0], ())))
         for node in model.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] in narrowed and narrowed[node.input[0]] not in weights
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in narrowed
+        and narrowed[node.input[0]].input[0] not in weights
     ]
+
+
+def _ends(narrow: onnx.NodeProto, widen: onnx.NodeProto) -> tuple[str, str, str, str]:
+    zero_point = narrow.input[2] if len(narrow.input) > 2 else ""
+    return narrow.input[0], widen.output[0], narrow.input[1], zero_point
 
 
 def without_pairs(

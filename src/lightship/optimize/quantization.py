@@ -14,7 +14,7 @@ import numpy as np
 from lightship.optimize.calibration import Method, Range, activation_ranges, first_rows
 from lightship.optimize.cleanup import clean_up
 from lightship.optimize.isolation import undisturbed
-from lightship.optimize.onnx_model import graphs_inside, name_nodes, ready_to_quantize, serialize, sort_nodes
+from lightship.optimize.onnx_model import name_nodes, ready_to_quantize, serialize, sort_nodes
 from lightship.optimize.qdq import float_round_reductions
 from lightship.optimize.variant_pass import PassFailed
 
@@ -142,8 +142,9 @@ def quantized_with(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.
         sorted({*QLinearOpsRegistry, *QDQRegistry}),
         {
             "DefaultTensorType": onnx.TensorProto.FLOAT,
-            # A ReLU before a range that starts at zero is taken away, unseen by a graph inside that looks at it too.
-            "QDQKeepRemovableActivations": len(list(graphs_inside(model.graph))) > 1,
+            # Else a ReLU before a range that starts at zero goes, and who sees the tensor without the range is wrong:
+            # a graph inside, or a layer that is left in float later. The engines fuse it anyway.
+            "QDQKeepRemovableActivations": True,
         },
     )
     quantizer.quantize_model()
