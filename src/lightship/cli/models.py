@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,14 +58,20 @@ def models(as_json: bool) -> None:
 
 @click.command()
 @click.argument("reference", metavar="NAME[@ALIAS|:VERSION]")
+@click.option("--card", is_flag=True, help="Print the model card (Markdown) instead.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as a page instead.")
 @_json_option
-def show(reference: str, as_json: bool) -> None:
+def show(reference: str, card: bool, html: Path | None, as_json: bool) -> None:
     """Show one version, its digests and its evidence, and which other versions there are.
 
     A bare NAME shows its production. Status and evidence are read from the signed release; if that does not verify, or
-    the registry says something else, the exit code is 6.
+    the registry says something else, the exit code is 6. Card and report are made of the signed evidence alone.
     """
     from lightship.errors import BundleRefused
+
+    if card or html is not None:
+        _say_report(reference, card=card, html=html)
+        return
 
     with _open() as registry:
         version = registry.find(reference)
@@ -88,6 +95,22 @@ def show(reference: str, as_json: bool) -> None:
         _say_versions(version.name, versions)
     if problem:
         raise BundleRefused(problem)
+
+
+def _say_report(reference: str, *, card: bool, html: Path | None) -> None:
+    from lightship.data.files import write_atomic
+    from lightship.data.home import Home
+    from lightship.pipeline.release_report import release_facts
+    from lightship.validate.report.card import render_card
+    from lightship.validate.report.page import render_page
+
+    facts = release_facts(Home.from_environment(), reference)
+    if html is not None:
+        write_atomic(html, render_page(facts).encode())
+    if card:
+        click.echo(render_card(facts), nl=False)
+    elif html is not None:
+        click.echo(f"Wrote {html}")
 
 
 def _say_versions(name: str, versions: Iterable[VersionRecord]) -> None:

@@ -39,8 +39,11 @@ def write_report(
 ) -> Path:
     """Write the page and its JSON twin: ``report`` for a release, ``decision`` for a decision alone. Return the page.
 
+    Beside the report of a release stands its model card.
+
     A decision, above all a refusal, must not take the place of the report of what is released.
     """
+    from lightship.validate.report.card import render_card
     from lightship.validate.report.page import render_page
 
     folder = bench.home.runs / bench.recipe.name
@@ -49,6 +52,8 @@ def write_report(
     page = folder / ("report.html" if released else "decision.html")
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_suffix(".json"), render_json(facts).encode())
+    if released:
+        write_atomic(page.with_name("card.md"), render_card(facts).encode())
     return page
 
 

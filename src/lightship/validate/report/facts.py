@@ -608,7 +608,8 @@ class ReportFacts:
         headline: the one sentence to read.
         reasons: why it was released or refused, one sentence each.
         data: ``None``: nobody gave rows.
-        status: of the release: ``passed``, or ``structural`` when nobody judged how good its answers are.
+        status: of the release: ``passed``; ``structural`` when nobody judged how good its answers are; ``kept`` when a
+            search found nothing better than what is released already.
         front: how the variants were compared.
         calibration, slices, slice_harm, near_duplicates, values, divergence: as in the evidence of these names.
         lineage, machine: (name, value) in the order to show.

@@ -296,7 +296,7 @@ def _topics(changes: Sequence[Change]) -> list[tuple[str, list[Change]]]:
 def _side(value: Interval | None, unit: str) -> Markup:
     """One side of a figure in its own unit, with its interval below if it has one."""
     if value is None:
-        return Markup("<span class='soft'>not measured</span>")
+        return Markup("<span class='soft'>{}</span>").format(numerals.DASH)
     shown = _in_unit(value.estimate, unit)
     if value.low == value.high or not all(map(math.isfinite, (value.low, value.high))):
         return Markup("{}").format(shown)
@@ -342,18 +342,24 @@ def _leaf(value: str | None) -> Markup:
     return Markup("<bdi>{}</bdi>").format(clean(value))
 
 
+_MACHINE_WORDS = {"cpu": "processor", "memory_gib": "GiB of memory", "flags_digest": "instruction sets", "vnni": "VNNI"}
+
+
 def _lines_of_side(side: SideFacts) -> list[tuple[str, str]]:
     status = "structural: how good its answers are was not judged" if side.status == "structural" else side.status
     return [
         ("asked for as", side.asked),
         ("runs", f"{side.default}, {side.precision}, {side.engine}"),
         ("status", status),
-        ("unproven", ", ".join(side.unproven) or "nothing that was asked for"),
+        ("unproven", ", ".join(side.unproven) or "none"),
         ("created", numerals.day(side.created)),
         ("signed by", side.signer),
         ("bundle", side.bundle),
         ("release", side.release),
-        *((f"measured on: {name}", value) for name, value in side.machine),
+        (
+            "measured on",
+            "; ".join(f"{_MACHINE_WORDS.get(name, name)} {value}" for name, value in side.machine) or "unknown",
+        ),
     ]
 
 

@@ -42,6 +42,8 @@ def released_word(facts: ReportFacts) -> tuple[str, str]:
     """Return the word of the verdict and the class that colors it."""
     if not facts.released:
         return "Refused", "refused"
+    if facts.status == "kept":
+        return "The reference stays", "structural"
     return ("Released", "released") if facts.status == "passed" else ("Released, unproven", "structural")
 
 

@@ -1,0 +1,170 @@
+"""The report and the model card of any release, read back from its signed statements: no recipe, no run is needed.
+
+What only a run has (curves, pictures of rows) is not in there; all figures are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightship.bundle.manifest import REFERENCE
+from lightship.data.files import write_atomic
+from lightship.data.home import Home
+from lightship.pipeline.report import interface_facts, machine_facts
+from lightship.registry.statements import Statements, read_statements
+from lightship.types import Json, Verdict
+from lightship.validate.report.card import render_card
+from lightship.validate.report.facts import ReportFacts, render_json
+from lightship.validate.report.from_evidence import Given, facts_of
+from lightship.validate.report.measured import mapping_of, text_of, texts_of
+
+__all__ = ["kept_facts", "release_facts", "write_facts"]
+
+Outcomes = Mapping[str, tuple[Verdict, str]]
+"""Name of a candidate -> what the gate said of it, and why."""
+
+_TELLING = ("accuracy", "fidelity", "equivalence", "noninferiority", "latency")
+
+
+def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = None) -> ReportFacts:
+    """Return the facts of a release.
+
+    Args:
+        home: where the registry and the store are.
+        reference: ``digits`` (its production), ``digits@staging`` or ``digits:3``.
+        outcomes: of the gate, where they are known; the evidence tells of the chosen variant only.
+
+    Raises:
+        NotFound, BundleRefused, InvalidInput: as ``registry.statements.read_statements``.
+    """
+    found = read_statements(home, reference)
+    record, default, manifest = found.record, found.default, found.manifest
+    origin = mapping_of(manifest.lineage, "origin") or manifest.lineage
+    evidence = [each.evidence for each in found.evidence]
+    said = {each.check: each for each in reversed(evidence)}
+    telling = [said[check].summary for check in _TELLING if check in said and said[check].verdict is Verdict.PASSED]
+    runs = "the reference" if default.name == REFERENCE else default.name
+    timed = found.of("search") or found.of("latency") or next(iter(found.evidence), None)
+    name = f"{record.name}:{record.version}"
+    return facts_of(
+        evidence,
+        Given(
+            name=record.name,
+            version=record.version,
+            created=record.created,
+            released=True,
+            headline=_headline(runs, telling, status=record.status),
+            reasons=tuple(telling[1:]),
+            task=manifest.task.name,
+            chosen=default.name,
+            status=record.status,
+            digests=dict(reversed(record.evidence)),
+            required=texts_of(record.policy.get("required")),
+            outcomes=outcomes,
+            source=text_of(mapping_of(origin, "recipe", "data").get("source")),
+            fingerprint=text_of(mapping_of(origin, "data").get("fingerprint")),
+            size_bytes={each.name: _size(found, each.graph) for each in manifest.variants},
+            lineage=_lineage(found),
+            machine=machine_facts(timed.machine) if timed else (),
+            interface=interface_facts(manifest.interface),
+            commands=(
+                ("Serve it", f"lightship serve {name} --port 8080"),
+                ("Check every byte", f"lightship verify {name}"),
+                ("Compare it with another version", f"lightship diff {record.name}:VERSION {name}"),
+                ("Write it out", f"lightship deploy {name} --to folder --out {record.name}-release"),
+            ),
+            signer=f"{found.signer.name}  {found.signer.key_id}"
+            + ("  (a key of this home)" if found.signer.local else ""),
+        ),
+    )
+
+
+def _headline(runs: str, telling: list[str], *, status: str) -> str:
+    if telling:
+        return f"It runs {runs}. {telling[0]}."
+    unjudged = " How good its answers are was not judged." if status == "structural" else ""
+    return f"It runs {runs}.{unjudged}"
+
+
+def _size(found: Statements, path: str) -> int:
+    entry = found.manifest.file(path)
+    return entry.size if entry else 0
+
+
+def _lineage(found: Statements) -> tuple[tuple[str, str], ...]:
+    lineage = found.manifest.lineage
+    origin = mapping_of(lineage, "origin") or lineage
+    parent = mapping_of(lineage, "parent")
+    source = mapping_of(origin, "source")
+    rows = [
+        ("optimized from", f"{parent['name']}:{parent['version']}" if {"name", "version"} <= set(parent) else ""),
+        ("imported from", text_of(source.get("format"))),
+        ("file", f"sha256:{source['sha256']}" if "sha256" in source else ""),
+        ("data", text_of(mapping_of(origin, "data").get("fingerprint"))),
+        ("gate rows", text_of(mapping_of(origin, "data", "parts").get("gate"))),
+        ("lightship", text_of(origin.get("lightship"))),
+        *((name, text_of(value)) for name, value in mapping_of(origin, "libraries").items()),
+        ("bundle", found.bundle.digest),
+        ("release", found.digest),
+    ]
+    return tuple((name, value) for name, value in rows if value)
+
+
+def kept_facts(
+    home: Home,
+    reference: str,
+    *,
+    search: Mapping[str, Json],
+    outcomes: Outcomes,
+    words: tuple[str, ...],
+    created: str,
+) -> ReportFacts:
+    """Return the facts of a search that found nothing better: the release stays as it is, and this says why.
+
+    Args:
+        home: where the registry and the store are.
+        reference: the release that stays.
+        search: what was tried, as ``SearchResult.to_json`` has it.
+        outcomes: what became of those that were proposed to the gate.
+        words: what people should know, one line each.
+        created: RFC 3339 time.
+    """
+    from dataclasses import replace
+
+    from lightship.bundle.statement import Evidence
+
+    stays = release_facts(home, reference)
+    tried = Evidence("search", Verdict.PASSED, {}, f"{len(_candidates(search))} variants tried", search, {})
+    given = Given(
+        name=stays.name,
+        version=stays.version,
+        created=created,
+        released=True,
+        headline="Nothing that was tried is shown to be better and as good: the reference stays.",
+        reasons=words,
+        task=stays.task,
+        chosen=REFERENCE,
+        status="kept",
+        outcomes=outcomes,
+        interface=stays.interface,
+        lineage=stays.lineage,
+        commands=stays.commands,
+    )
+    return replace(facts_of([tried], given), gate_accuracy=stays.gate_accuracy, data=stays.data)
+
+
+def _candidates(search: Mapping[str, Json]) -> list[Json]:
+    found = search.get("candidates")
+    return found if isinstance(found, list) else []
+
+
+def write_facts(facts: ReportFacts, page: Path) -> Path:
+    """Write the page, beside it the same as JSON and, of a release, the model card. Return the page."""
+    from lightship.validate.report.page import render_page
+
+    write_atomic(page, render_page(facts).encode())
+    write_atomic(page.with_suffix(".json"), render_json(facts).encode())
+    if facts.released and facts.version is not None:
+        write_atomic(page.with_name(f"{page.stem}-card.md"), render_card(facts).encode())
+    return page
