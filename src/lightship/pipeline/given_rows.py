@@ -113,7 +113,7 @@ class GivenRows:
         rows = [self._file.row(index) for index in self._affordable(indices)]
         if padded:
             self.words.append(
-                "rows of several sizes were padded with zeros to search on; the gate saw them as they are"
+                "rows of several sizes are padded with zeros to search on; the gate runs them as they are"
             )
         inputs = {spec.name: _stacked([row[spec.name] for row in rows]) for spec in self._interface.inputs}
         labels = None if self._file.labels is None else self._file.labels[list(indices[: len(rows)])]

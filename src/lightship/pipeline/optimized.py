@@ -23,6 +23,7 @@ from lightship.data.home import Home
 from lightship.engine.difference import require_golden
 from lightship.engine.machine import fingerprint, usable_cores
 from lightship.engine.runner import Runner
+from lightship.engine.tuning import Tuned, tuning_path, write_tuned
 from lightship.errors import BundleRefused, InvalidInput
 from lightship.extensions import extension_names
 from lightship.optimize.candidate import Candidate, Rows
@@ -316,6 +317,7 @@ class _Work:
             self._home, self._parent.release, passed, accept_unproven=asked.accept_unproven
         )
         self._progress.done(f"{registered.name}:{registered.version}")
+        self._keep_tuning(registered.bundle, chosen)
         return self._reported(
             OptimizedRelease(
                 name=registered.name,
@@ -553,6 +555,23 @@ class _Work:
         }
 
     # -- what is kept -------------------------------------------------------------------------------------------
+
+    def _keep_tuning(self, bundle: str, chosen: VariantLook) -> None:
+        """Let servers of this home start with the batch that was found best here; they measure what they do not find.
+
+        A batch beyond what the variant was proven for was not found for it.
+        """
+        found = chosen.candidate.throughput
+        if found is None or chosen.batch < 2 or found.batch > chosen.batch:
+            return
+        path = tuning_path(
+            self._home.tuning,
+            bundle=bundle,
+            variant=chosen.candidate.name,
+            machine=str(fingerprint()["digest"]),
+            threads=found.threads,
+        )
+        write_tuned(path, Tuned(found.batch, {found.batch: found.rows_per_s}))
 
     @property
     def _report(self) -> Path:

@@ -10,15 +10,13 @@ the release was proven for.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from lightship.data.files import write_atomic
 from lightship.engine.machine import fingerprint
+from lightship.engine.tuning import Tuned, read_tuned, tuning_path, write_tuned
 from lightship.serve.model import ServedModel, State
 
 __all__ = ["Tuned", "Tuner", "best_batch", "candidates"]
@@ -32,18 +30,6 @@ _BUDGET_MS = 1500
 _IDLE_S = 1.0
 _LOOK_S = 0.25
 _TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What was measured.
-
-    Attributes:
-        rows_per_s: by batch.
-    """
-
-    batch_rows: int
-    rows_per_s: Mapping[int, float]
 
 
 def candidates(proven_rows: int) -> tuple[int, ...]:
@@ -102,7 +88,7 @@ class Tuner:
 
     async def _look_up(self, model: ServedModel) -> None:
         path = await asyncio.to_thread(self._path, model)
-        known = None if self._again else await asyncio.to_thread(_read, path)
+        known = None if self._again else await asyncio.to_thread(read_tuned, path)
         if known is not None:
             model.use_tuned(known)
             return
@@ -144,22 +130,17 @@ class Tuner:
     def _path(self, model: ServedModel) -> Path:
         self._machine = self._machine or str(fingerprint()["digest"])
         source = model.source
-        bundle = source.bundle.removeprefix("sha256:")
-        return self._folder / f"{bundle[:32]}-{source.variant.name}-{self._machine[:32]}-t{model.most_threads}.json"
-
-
-def _read(path: Path) -> Tuned | None:
-    try:
-        said = json.loads(path.read_bytes())
-        tuned = Tuned(int(said["batch_rows"]), {int(rows): float(rate) for rows, rate in said["rows_per_s"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # not measured yet, or not by this program: measuring again costs little
-    return tuned if tuned.batch_rows >= 1 else None
+        return tuning_path(
+            self._folder,
+            bundle=source.bundle,
+            variant=source.variant.name,
+            machine=self._machine,
+            threads=model.most_threads,
+        )
 
 
 def _write(path: Path, tuned: Tuned) -> None:
-    said = {"batch_rows": tuned.batch_rows, "rows_per_s": {str(k): round(v, 1) for k, v in tuned.rows_per_s.items()}}
     try:
-        write_atomic(path, json.dumps(said).encode())
+        write_tuned(path, tuned)
     except OSError as exc:
         log.warning("what was measured cannot be kept: %s", exc.strerror)
