@@ -52,8 +52,8 @@ def pairs_of(model: onnx.ModelProto) -> list[Pair]:
         Pair(*_ends(narrow, node), tuple(takers.get(node.output[0], ())))
         for node in model.graph.node
         if node.op_type == "DequantizeLinear"
-        and node.input[0] in narrowed
-        and narrowed[node.input[0]].input[0] not in weights
+        and (narrow := narrowed.get(node.input[0])) is not None
+        and narrow.input[0] not in weights
     ]
 
 
