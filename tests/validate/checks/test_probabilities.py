@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from lightship.errors import InvalidInput, InvalidTensor
 from lightship.types import Verdict
-from lightship.validate.checks.probabilities import check_probabilities, distances
+from lightship.validate.checks.probabilities import check_probabilities, distances, scales
 
 SUBJECTS = {"reference": "0" * 64}
 
@@ -35,17 +36,54 @@ def test_scaled_logits_fail(factor):
     found = check(logits(), logits() * np.float32(factor))
 
     assert found.verdict is Verdict.FAILED
-    assert found.summary.endswith("with confidence); 20 points are allowed")
-    assert "(at least " in found.summary
+    assert found.summary.endswith("allowed")
     json.dumps([dict(found.measured), dict(found.method)], allow_nan=False)
 
 
-def test_sure_reference_is_hardly_changed_by_scaling_up():
-    """What the mean does not see: where nearly every answer is certain, certainty is no difference."""
+@pytest.mark.parametrize("factor", [1e30, 30.0, 0.6])
+def test_sure_reference_that_is_scaled_fails_by_its_scale(factor):
+    """The mean does not see it: where nearly every answer is certain, certainty is no difference."""
     reference = logits(sure=12)
 
-    assert check(reference, reference * np.float32(1e30)).verdict is Verdict.PASSED
-    assert check(reference, reference * np.float32(1e-3)).verdict is Verdict.FAILED
+    found = check(reference, reference * np.float32(factor))
+
+    assert found.measured["high"] < 0.1
+    assert found.verdict is Verdict.FAILED
+    assert re.match(r"The logits are \S+ times the reference's; between 0.67 and 1.5 is allowed", found.summary)
+
+
+def test_one_scaled_class_of_many_fails_by_its_scale():
+    """The mean over rows forgives it, and so does the scale of all."""
+    reference = logits(sure=0) * np.float32(0.5)
+    variant = reference.copy()
+    variant[:, 4] *= 0.3
+
+    found = check(reference, variant)
+
+    assert found.measured["high"] < 0.2
+    assert found.summary.startswith("The logits of class number 4 are 0.3")
+
+
+def test_noise_does_not_look_like_another_scale():
+    """As large as the logits: the slope stays where it was."""
+    reference = logits(2000, sure=0)
+    noise = np.random.default_rng(3).normal(size=reference.shape)
+
+    scale, by_class = scales(reference, reference + noise)
+
+    assert scale == pytest.approx(1, abs=0.05)
+    assert all(value == pytest.approx(1, abs=0.15) for value in by_class.values())
+
+
+def test_probabilities_rounded_to_zero_do_not_look_like_another_scale():
+    """A softmax in 8 bits: 1/256 is its least value above 0, and its logarithm is compared."""
+    shares = np.exp(logits(sure=6).astype(np.float64))
+    shares = shares / shares.sum(axis=1, keepdims=True)
+    rounded = np.round(shares * 256) / 256
+
+    found = check(np.log(np.maximum(shares, 1e-30)), np.log(np.maximum(rounded, 1e-30)))
+
+    assert found.verdict is Verdict.PASSED, found.summary
 
 
 def test_same_logits_pass():
@@ -87,8 +125,11 @@ def test_few_rows_are_undecided_and_say_how_many_would_do():
 
 def test_undecided_beyond_the_limit_asks_for_no_rows():
     """Where the mean itself reaches the limit, more rows are no advice."""
-    found = check(logits(5), logits(5) * np.float32(1e-3))
+    noise = np.random.default_rng(8).normal(scale=1.5, size=(5, 10))
 
+    found = check(logits(5, sure=2), logits(5, sure=2) + noise)
+
+    assert found.measured["mean_distance"] > 0.2
     assert (found.verdict, found.measured["rows_needed"]) == (Verdict.UNDECIDED, None)
 
 
