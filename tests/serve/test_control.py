@@ -21,6 +21,8 @@ def test_the_document_describes_every_path_and_status(locked_server):
     document = httpx.get(f"{locked_server.control_url}/openapi.json", headers=read).json()
 
     for path, operations in document["paths"].items():
+        if "get" not in operations:
+            continue
         said = operations["get"]["responses"]
         url = f"{locked_server.control_url}{path}"
         with_key, without = httpx.get(url, headers=read), httpx.get(url)

@@ -16,6 +16,7 @@ import pytest
 from lightship.data.home import Home
 from lightship.errors import BundleRefused
 from lightship.registry.database import open_database
+from lightship.serve.access import KeyFile, Role
 from lightship.tasks.image_pixels import png_bytes
 
 DEADLINE_S = 30.0
@@ -187,6 +188,75 @@ def test_the_registry_may_go_and_come_back(serve, versions, png):
         until(lambda: traffic.answers[-1][0] == 2)
 
     assert traffic.failed == []
+
+
+@pytest.fixture
+def locked(launch, versions) -> Iterator[tuple[object, Callable[..., httpx.Response]]]:
+    """Return a server of ``versions`` with keys, and a function that asks its control plane with a role's key."""
+    keys = {role: KeyFile(versions.keys).create(role)[1] for role in Role}
+    server = launch(versions, "digits")
+
+    def ask(method: str, path: str, role: Role | None = Role.ADMIN) -> httpx.Response:
+        headers = {} if role is None else {"authorization": f"Bearer {keys[role]}"}
+        return httpx.request(method, f"{server.control_url}{path}", headers=headers, timeout=DEADLINE_S)
+
+    yield server, ask
+    server.process.terminate()
+    assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_the_way_back_without_the_registry(locked, versions):
+    """The version before answers again; the alias is followed again when it has pointed somewhere else."""
+    _, ask = locked
+    back = "/models/digits/rollback"
+
+    def said() -> dict:
+        return ask("GET", "/models").json()
+
+    promote(versions, 2)
+    until(lambda: any(one["state"] == "parked" for one in said()["models"]))
+    assert ask("POST", back).status_code == 409  # while the registry can be read, it says what is served
+    away = versions.registry.with_name("away.db")
+    versions.registry.rename(away)
+    until(lambda: said()["degraded"])
+
+    refused = [ask("POST", back, role).status_code for role in (None, Role.READ, Role.INFER)]
+    assert refused == [401, 403, 403]
+    assert ask("POST", "/models/nothing/rollback").status_code == 404
+    done = ask("POST", back)
+    assert (done.status_code, done.json()) == (200, {"name": "digits", "version": 1})
+    assert said()["references"][0]["version"] == 1
+    again = ask("POST", back)
+    assert (again.status_code, "not held" in again.json()["error"]) == (503, True)
+
+    away.rename(versions.registry)
+    until(lambda: said()["degraded"] is None)
+    time.sleep(0.6)  # two looks
+    reference = said()["references"][0]
+    assert (reference["version"], reference["held_off"]) == (1, 2)
+    rollback(versions)
+    until(lambda: said()["references"][0]["held_off"] is None)
+    promote(versions, 2)
+    until(lambda: said()["references"][0]["version"] == 2)
+
+
+def test_the_way_back_asks_again_who_is_trusted(locked, versions):
+    """A signer that is trusted no longer does not come back this way either."""
+    _, ask = locked
+    promote(versions, 2)
+    until(lambda: any(one["state"] == "parked" for one in ask("GET", "/models").json()["models"]))
+    for path in versions.trust.iterdir():
+        path.unlink()
+    versions.registry.write_bytes(b"no database")
+    until(lambda: ask("GET", "/models").json()["degraded"])
+
+    assert ask("POST", "/models/digits/rollback").status_code == 409
+    assert ask("GET", "/models").json()["references"][0]["version"] == 2
+
+
+def test_without_keys_nothing_goes_back(serve):
+    """Whoever reaches the port could do it."""
+    assert httpx.post(f"{serve().control_url}/models/digits/rollback").status_code == 403
 
 
 def test_two_references_to_one_version_share_a_worker(serve, versions):

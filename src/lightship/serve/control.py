@@ -31,6 +31,7 @@ __all__ = ["ControlPlane", "Watched", "control_app"]
 log = logging.getLogger(__name__)
 
 _READ = frozenset({Role.READ})
+_ADMIN = frozenset({Role.ADMIN})
 _OPEN_PATHS = ("/livez", "/readyz")
 _FROM_A_PAGE = "Requests from web pages (with an Origin header) are not taken here."
 _START_S = 10.0
@@ -54,8 +55,10 @@ class Watched(Protocol):
         """Whether all models answer."""
 
 
-def control_app(server: Watched, access: Access) -> Starlette:
+def control_app(server: Watched, access: Access, loop: asyncio.AbstractEventLoop) -> Starlette:
     """Return the application of the control plane. Liveness and readiness are open, the rest needs ``read``.
+
+    What changes something, the way back while the registry cannot be read, needs ``admin``, and keys at all.
 
     Whatever else is asked for needs a key too, before it is told that there is no such thing.
     """
@@ -79,6 +82,13 @@ def control_app(server: Watched, access: Access) -> Starlette:
     async def models(_request: Request) -> Response:
         return JSONResponse(state_of(server))
 
+    async def go_back(request: Request) -> Response:
+        if access.open:
+            raise Forbidden("Without keys (`--auth none`) nothing can be changed here. Start the server with keys.")
+        asked = asyncio.run_coroutine_threadsafe(server.versions.go_back(request.path_params["name"]), loop)
+        model = await asyncio.wrap_future(asked)
+        return JSONResponse({"name": model.name, "version": model.source.version})
+
     async def document(_request: Request) -> Response:
         return JSONResponse(openapi())
 
@@ -91,21 +101,23 @@ def control_app(server: Watched, access: Access) -> Starlette:
         except LightshipError as exc:
             return await failed(request, exc)
         status = getattr(error, "status_code", 404)
-        text = "Only GET is taken here." if status == 405 else "There is nothing at this path. See /openapi.json."
+        text = (
+            "This method is not taken here." if status == 405 else "There is nothing at this path. See /openapi.json."
+        )
         return JSONResponse({"error": text}, status_code=status, headers=getattr(error, "headers", None))
 
     async def failed(_request: Request, error: Exception) -> Response:
         headers = {"www-authenticate": "Bearer"} if status_of(error).http == 401 else None
         return JSONResponse({"error": str(error)}, status_code=status_of(error).http, headers=headers)
 
-    def route(path: str, handle: Callable[[Request], Awaitable[Response]], roles: Roles) -> Route:
+    def route(path: str, handle: Callable[[Request], Awaitable[Response]], roles: Roles, method: str = "GET") -> Route:
         async def checked(request: Request) -> Response:
             if "origin" in request.headers:
                 raise Forbidden(_FROM_A_PAGE)
             access.check(request.headers.get("authorization"), roles)
             return await handle(request)
 
-        return Route(path, checked, methods=["GET"])
+        return Route(path, checked, methods=[method])
 
     routes = [
         route("/livez", livez, OPEN),
@@ -113,6 +125,7 @@ def control_app(server: Watched, access: Access) -> Starlette:
         route("/metrics", metrics, _READ),
         route("/monitoring/prometheus/metrics", metrics, _READ),
         route("/models", models, _READ),
+        route("/models/{name}/rollback", go_back, _ADMIN, "POST"),
         route("/openapi.json", document, _READ),
     ]
     app = Starlette(routes=routes, exception_handlers={LightshipError: failed, HTTPException: no_route})
@@ -139,6 +152,7 @@ def _reference(slot: Slot) -> dict[str, Any]:
         "name": slot.model.name,
         "version": slot.model.source.version,
         "loading": slot.loading,
+        "held_off": None if slot.held_off is None else int(slot.held_off[1]),
         "failure": None
         if failure is None
         else {"version": failure.version, "reason": failure.reason, "at": round(failure.at, 3)},
@@ -177,11 +191,13 @@ class ControlPlane:
         self._access = access
         self._sock = sock
         self._uvicorn: Any = None
+        self._loop: asyncio.AbstractEventLoop  # of the server; what changes something runs there
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control-plane", daemon=True)
 
     async def start(self) -> None:
         """Start the thread and wait until it serves."""
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
         if not await asyncio.to_thread(self._started.wait, _START_S):
             raise LightshipError(f"The control plane did not start within {_START_S:g} s. The log tells why.")
@@ -210,7 +226,7 @@ class ControlPlane:
                 self._started.set()
 
         config = uvicorn.Config(
-            control_app(self._server, self._access),
+            control_app(self._server, self._access, self._loop),
             log_config=None,
             access_log=False,
             loop="asyncio",

@@ -18,8 +18,8 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "Lightship control plane",
             "version": __version__,
-            "description": "Health, metrics and state of one server. It changes nothing: versions change in the "
-            "registry, which the server follows.",
+            "description": "Health, metrics and state of one server. Versions change in the registry, which the server "
+            "follows; only while it cannot be read they go back from here.",
         },
         "paths": {
             "/livez": _get("The process answers.", {"200": _json("Live", live="boolean")}, is_open=True),
@@ -31,6 +31,14 @@ def openapi() -> dict[str, Any]:
             "/metrics": _get("Prometheus metrics.", {"200": _text("Metrics")}),
             "/monitoring/prometheus/metrics": _get("The same, where TF Serving has it.", {"200": _text("Metrics")}),
             "/models": _get("What is served, and what became of the last changes.", {"200": _state()}),
+            "/models/{name}/rollback": _post(
+                "Serve the version before again, while the registry cannot be read.",
+                {
+                    "200": _json("What is served now", name="string", version="integer"),
+                    **dict.fromkeys(("401", "403", "404", "409", "503"), _ERROR),
+                },
+                parameter="name",
+            ),
             "/openapi.json": _get("This document.", {"200": _json("OpenAPI document")}),
         },
         "components": {
@@ -47,6 +55,11 @@ def _get(summary: str, responses: dict[str, Any], *, is_open: bool = False) -> d
     if is_open:
         operation["security"] = []
     return {"get": operation}
+
+
+def _post(summary: str, responses: dict[str, Any], *, parameter: str) -> dict[str, Any]:
+    named = {"name": parameter, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {"post": {"summary": summary, "parameters": [named], "responses": responses}}
 
 
 def _json(description: str, **properties: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A reference is what was asked for: ``digits``, ``digits@staging``, ``digits:3``.
 is read and verified off the loop, loaded in a worker beside the old one, tested and warmed; then the switch is one
 assignment in the catalog. Whatever fails before that changes nothing. The old version answers what it has admitted;
 then its worker is kept, parked, for a rollback (one a name, and only while memory is plenty), or ended.
+While the registry cannot be read, a person may have the parked version back by the control plane (``go_back``).
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lightship.bundle.signing import TrustStore
+from lightship.bundle.store import BlobStore
+from lightship.bundle.verify import verify_statements
 from lightship.data.home import Home
 from lightship.engine.machine import memory_left_bytes, memory_limit_bytes
-from lightship.errors import BundleRefused, LightshipError
+from lightship.errors import BundleRefused, Conflict, LightshipError, NotFound, Unavailable
 from lightship.registry.resolve import Resolved
 from lightship.serve.catalog import Catalog
 from lightship.serve.model import ServedModel
@@ -53,6 +57,8 @@ class Slot:
         model: what answers now.
         loading: the version that is being loaded, if one is.
         failure: why the last change was not made; None after one that was.
+        before: what it served before, if an alias that moved led to what it serves.
+        held_off: what it does not follow its alias to, for a person took it back from there.
     """
 
     reference: str
@@ -61,6 +67,8 @@ class Slot:
     failure: Failure | None = None
     task: asyncio.Task[None] | None = None
     target: Key | None = None
+    before: Key | None = None
+    held_off: Key | None = None
     tries: int = 0
     retry: asyncio.TimerHandle | None = None
 
@@ -147,6 +155,45 @@ class Versions:
         """Why the server cannot follow the registry; empty if it can."""
         return self.trouble
 
+    async def go_back(self, name: str) -> ServedModel:
+        """Serve again what a name served before, if that is still held: for when the registry cannot be read.
+
+        The server does not follow the alias to the version that it left until the alias has pointed somewhere else.
+
+        Raises:
+            NotFound: nothing of that name follows an alias.
+            Conflict: the registry can be read: it says what is served.
+            Unavailable: the version before is not held any more.
+            BundleRefused: its signer is not trusted any more, or what was signed was changed.
+        """
+        slots = [slot for slot in self.slots if slot.model.name == name and ":" not in slot.reference]
+        if self._home is None or not slots:
+            raise NotFound("No model of that name is served here by an alias.")
+        if not self.trouble:
+            raise Conflict(f"The registry can be read, and says what is served. Use `lightship rollback {name}`.")
+        model = self.parked.get(name)
+        moving = [slot for slot in slots if model is not None and slot.before == _key_of(model)]
+        if model is None or not moving:
+            raise Unavailable(f"The version of {name} before {slots[0].model.version} is not held in memory.")
+        # Its worker is warm and its bytes were verified, but who is trusted may have changed.
+        store, trust = BlobStore(self._home.store), TrustStore(self._home.trust)
+        await asyncio.to_thread(verify_statements, store, model.source.release, trust=trust)
+        await _ended(slot.task for slot in moving)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if self.parked.get(name) is not model or not model.ready:
+                raise Unavailable(f"Version {model.version} of {name} is not held in memory any more.")
+            self.parked = {other: one for other, one in self.parked.items() if one is not model}
+            for slot in moving:
+                if slot.retry is not None:
+                    slot.retry.cancel()
+                    slot.retry = None
+                left, slot.target, slot.failure = _key_of(slot.model), _key_of(model), None
+                log.warning("%s was taken back from %s to %s by hand", slot.reference, left[1], model.version)
+                self._switch(slot, model)
+                slot.held_off, slot.before = left, None  # done twice it must not go forth again
+            self.reloads += 1
+        return model
+
     def _tell(self, seen: Seen) -> None:
         try:
             self._loop.call_soon_threadsafe(self._seen, seen)
@@ -169,6 +216,9 @@ class Versions:
     def _aim(self, slot: Slot, resolved: Resolved) -> None:
         """Let a slot go where its alias points now. The latest target wins."""
         key = _key(resolved)
+        if key == slot.held_off:
+            return  # until the alias has pointed somewhere else
+        slot.held_off = None
         if key == slot.target:
             return  # on the way there, there already, or it has failed and waits for its time
         if slot.target is None and key == _key_of(slot.model):
@@ -262,6 +312,7 @@ class Versions:
 
     def _switch(self, slot: Slot, model: ServedModel) -> None:
         old, slot.model = slot.model, model
+        slot.before = _key_of(old)
         self._catalog.replace([slot.model for slot in self.slots])
         if all(slot.model is not old for slot in self.slots):
             leaving = _Leaving(old)
@@ -304,6 +355,14 @@ class Versions:
         for model in parked.values():
             log.warning("memory is short: %s:%s is kept for a rollback no longer", model.name, model.version)
             self._end(model)
+
+
+async def _ended(tasks: Iterable[asyncio.Task[None] | None]) -> None:
+    """Cancel tasks and wait for their end."""
+    there = [task for task in tasks if task is not None]
+    for task in there:
+        task.cancel()
+    await asyncio.gather(*there, return_exceptions=True)
 
 
 def _key(resolved: Resolved) -> Key:
