@@ -6,9 +6,13 @@ What only a run has (curves, pictures of rows) is not in there; all figures are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightship.bundle.manifest import REFERENCE
+from lightship.bundle.statement import Evidence
 from lightship.data.files import write_atomic
 from lightship.data.home import Home
 from lightship.pipeline.report import interface_facts, machine_facts
@@ -19,7 +23,10 @@ from lightship.validate.report.facts import ReportFacts, render_json
 from lightship.validate.report.from_evidence import Given, facts_of
 from lightship.validate.report.measured import mapping_of, text_of, texts_of
 
-__all__ = ["kept_facts", "release_facts", "write_facts"]
+if TYPE_CHECKING:
+    from lightship.pipeline.optimized import OptimizedRelease
+
+__all__ = ["kept_facts", "release_facts", "write_facts", "write_optimized_report"]
 
 Outcomes = Mapping[str, tuple[Verdict, str]]
 """Name of a candidate -> what the gate said of it, and why."""
@@ -130,10 +137,6 @@ def kept_facts(
         words: what people should know, one line each.
         created: RFC 3339 time.
     """
-    from dataclasses import replace
-
-    from lightship.bundle.statement import Evidence
-
     stays = release_facts(home, reference)
     tried = Evidence("search", Verdict.PASSED, {}, f"{len(_candidates(search))} variants tried", search, {})
     given = Given(
@@ -159,12 +162,29 @@ def _candidates(search: Mapping[str, Json]) -> list[Json]:
     return found if isinstance(found, list) else []
 
 
+def write_optimized_report(home: Home, result: OptimizedRelease) -> Path:
+    """Write page, facts and card of an optimized model, or of a search that found nothing better; return the page."""
+    outcomes = {each.name: (each.verdict, each.reason) for each in result.outcomes}
+    if result.version is None:
+        facts = kept_facts(
+            home,
+            f"{result.name}:{result.parent}",
+            search=result.search,
+            outcomes=outcomes,
+            words=result.words,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    else:
+        facts = release_facts(home, f"{result.name}:{result.version}", outcomes=outcomes)
+    return write_facts(facts, result.report.with_suffix(".html"))
+
+
 def write_facts(facts: ReportFacts, page: Path) -> Path:
-    """Write the page, beside it the same as JSON and, of a release, the model card. Return the page."""
+    """Write the page, beside it the same facts as JSON and, of a release, the model card. Return the page."""
     from lightship.validate.report.page import render_page
 
     write_atomic(page, render_page(facts).encode())
-    write_atomic(page.with_suffix(".json"), render_json(facts).encode())
-    if facts.released and facts.version is not None:
+    write_atomic(page.with_name(f"{page.stem}-facts.json"), render_json(facts).encode())
+    if facts.status != "kept":
         write_atomic(page.with_name(f"{page.stem}-card.md"), render_card(facts).encode())
     return page
