@@ -34,6 +34,9 @@ __all__ = ["Subject", "VariantLook", "scores_as_logits"]
 _GATE_BATCH = 16
 _DRAWN_ROWS = 24
 _FLOOR_ULPS = 64.0
+_MOST_MIXED = 1 / 8
+"""Of the largest answer. A scale taken from the whole batch moves an answer by a step of its rounding, some hundredths;
+what moves it more gives people each other's answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,8 @@ class VariantLook:
         wanted = self.candidate.throughput.batch if self.candidate.throughput else 1
         most = self._subject.interface.proven.get(BATCH, (1, 1))[1]
         problem, words = sizes.problem, list(sizes.words)
+        if not problem and sizes.mixed > _MOST_MIXED * self._largest():
+            problem = f"an answer changes by {sizes.mixed:.3g} with the rows beside it: it mixes rows"
         if not problem and "throughput" in self._objective.weights and self.batch < wanted:
             problem = f"it is fast in batches of {wanted} rows, and right in those of up to {self.batch}"
         if sizes.mixed:
@@ -192,6 +197,12 @@ class VariantLook:
             },
             method={"compared": "every row's answer with its answer alone, and beside other rows"},
         )
+
+    def _largest(self) -> float:
+        """Return the largest value of its answers to the golden inputs."""
+        assert self.golden is not None  # noqa: S101 - it was looked at before
+        floats = [array for array in self.golden.answers.values() if array.dtype.kind == "f"]
+        return max((float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in floats), default=0.0)
 
     # -- answers ------------------------------------------------------------------------------------------------
 
