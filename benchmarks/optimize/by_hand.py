@@ -1,0 +1,254 @@
+"""The command against the best that other tools reach by hand, on one machine in one run.
+
+    python benchmarks/optimize/by_hand.py resnet18|minilm|digits [--rounds 5] [--minutes 5] [--also NAME=FILE.onnx …]
+
+Contestants: PyTorch eager, ONNX Runtime as it comes and with its own quantizers, OpenVINO, NNCF's two recipes on
+OpenVINO's own format, and what `lightship optimize` released for latency and for throughput. Files that other tools
+made (their own environments are theirs) join with --also. Each round runs every contestant once, in a fresh process of
+its own, in shuffled order; a figure is the median over rounds, and a ratio that of the medians.
+
+It prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from subjects import SUBJECTS, Model
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+CALIBRATION = 64
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model's file with what runs it."""
+
+    name: str
+    kind: str
+    model: Path
+    precision: str = "f32"
+    note: str = ""
+
+
+def ort_dynamic(source: Path, target: Path, *, per_channel: bool) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=per_channel)
+
+
+def ort_static(source: Path, target: Path, rows: dict[str, np.ndarray], *, activations: str) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter([{k: v[i : i + 1] for k, v in rows.items()} for i in range(CALIBRATION)])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    quantize_static(
+        source,
+        target,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType[activations],
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+
+
+def nncf_static(source: Path, target: Path, rows: dict[str, np.ndarray]) -> None:
+    import nncf
+    import openvino
+
+    batches = [{k: v[i : i + 1] for k, v in rows.items()} for i in range(CALIBRATION)]
+    kind = nncf.ModelType.TRANSFORMER if "input_ids" in rows else None
+    model = openvino.Core().read_model(source)
+    openvino.save_model(
+        nncf.quantize(model, nncf.Dataset(batches), subset_size=CALIBRATION, model_type=kind), target, False
+    )
+
+
+def nncf_weights(source: Path, target: Path) -> None:
+    import nncf
+    import openvino
+
+    model = nncf.compress_weights(openvino.Core().read_model(source), mode=nncf.CompressWeightsMode.INT8_SYM)
+    openvino.save_model(model, target, False)
+
+
+def by_hand(folder: Path, calibration: dict[str, np.ndarray]) -> list[Contestant]:
+    """Make what a person would make with each tool; what a tool cannot do is said."""
+    source = folder / "model.onnx"
+    makers: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+        "ONNX Runtime dynamic int8": (
+            "onnxruntime",
+            "dynamic.onnx",
+            lambda t: ort_dynamic(source, t, per_channel=False),
+        ),
+        "ONNX Runtime dynamic int8 per channel": (
+            "onnxruntime",
+            "channel.onnx",
+            lambda t: ort_dynamic(source, t, per_channel=True),
+        ),
+        "ONNX Runtime static QDQ U8S8": (
+            "onnxruntime",
+            "u8s8.onnx",
+            lambda t: ort_static(source, t, calibration, activations="QUInt8"),
+        ),
+        "ONNX Runtime static QDQ S8S8": (
+            "onnxruntime",
+            "s8s8.onnx",
+            lambda t: ort_static(source, t, calibration, activations="QInt8"),
+        ),
+        "NNCF int8 on OpenVINO": ("openvino", "nncf.xml", lambda t: nncf_static(source, t, calibration)),
+        "NNCF int8 weights on OpenVINO": ("openvino", "weights.xml", lambda t: nncf_weights(source, t)),
+    }
+    made = [
+        Contestant("PyTorch eager", "torch", source),
+        Contestant("ONNX Runtime", "onnxruntime", source),
+        Contestant("OpenVINO fp32", "openvino", source),
+        Contestant("OpenVINO bf16", "openvino", source, "bf16"),
+    ]
+    for name, (kind, file, make) in makers.items():
+        try:
+            make(folder / file)
+            made.append(Contestant(name, kind, folder / file))
+        except Exception as exc:  # noqa: BLE001 - a tool that fails is a result
+            print(f"{name}: {type(exc).__name__}: {str(exc)[:200]}", file=sys.stderr)
+    return made
+
+
+def by_command(model: Model, folder: Path, *, objective: str, minutes: float) -> Contestant:
+    """Import and optimize as a person would, and take what was released out of the store."""
+    from lightship.data.home import Home
+    from lightship.registry.releases import read_release
+
+    home = folder / f"home-{objective}"
+    rows = folder / "rows.npz"
+    np.savez(rows, **model.rows)
+    upto = [part for name, size in model.upto.items() for part in ("--upto", f"{name}={size}")]
+    golden = folder / "golden.npz"
+    np.savez(golden, **{name: array[:8] for name, array in model.rows.items() if name != "label"})
+    _lightship(home, "import", folder / "model.onnx", "--name", "m", "--golden", golden, *upto)
+    said = _lightship(home, "optimize", "m:1", "--data", rows, "--objective", objective, "--minutes", minutes, "--json")
+    found = json.loads(said)
+    (folder / f"search-{objective}.json").write_text(json.dumps(found, indent=1))
+    bundle = read_release(Home(home), f"m:{found['version'] or 1}").bundle
+    variant = bundle.manifest.variant(bundle.manifest.default)
+    path = folder / f"command-{objective}.onnx"
+    path.write_bytes(bundle.read(variant.graph))
+    precision = str(variant.options.get("precision", "f32"))
+    return Contestant(f"lightship optimize, {objective}", variant.engine, path, precision, found["chosen"])
+
+
+def _lightship(home: Path, *arguments: object) -> str:
+    import os
+
+    command = [sys.executable, "-m", "lightship.cli.main", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "LIGHTSHIP_HOME": str(home)}
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def measure(contestant: Contestant, model: Model, rows: Path, folder: Path, *, first: bool, seconds: float) -> dict:
+    answers = folder / f"{contestant.name.replace(' ', '-')}.npy"
+    job = {
+        "name": model.name,
+        "kind": contestant.kind,
+        "model": str(contestant.model),
+        "rows": str(rows),
+        "batches": BATCHES,
+        "threads": 2,
+        "precision": contestant.precision,
+        "seconds": seconds,
+        "answers": str(answers) if first else None,
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(job))
+    done = subprocess.run(
+        [sys.executable, str(HERE / "contestant.py"), str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2][:300])
+    return json.loads(done.stdout)
+
+
+def table(contestants: list[Contestant], found: dict[str, list[dict]], folder: Path) -> None:
+    base = np.load(folder / "ONNX-Runtime.npy").astype(np.float64)
+    eager = _middle(found["PyTorch eager"], "rows_per_s")
+    best = max(_middle(each, "rows_per_s") for name, each in found.items() if each)
+    print("| contestant | p50 ms | rows/s (batch) | to eager | to the best | cosine | SNR dB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for each in contestants:
+        runs = found[each.name]
+        if not runs:
+            continue
+        other = np.load(folder / f"{each.name.replace(' ', '-')}.npy").astype(np.float64)
+        rate = _middle(runs, "rows_per_s")
+        cosine = (base * other).sum(1) / np.linalg.norm(base, axis=1) / np.maximum(np.linalg.norm(other, axis=1), 1e-30)
+        snr = 10 * np.log10((base**2).sum() / max(((base - other) ** 2).sum(), 1e-30))
+        print(
+            f"| {each.name}{f' ({each.note})' if each.note else ''} | {_spread(runs, 'p50_ms', '.3g')} "
+            f"| {_spread(runs, 'rows_per_s', '.4g')} ({runs[0]['batch']}) | {rate / eager:.2f} | {rate / best:.2f} "
+            f"| {cosine.mean():.4f} | {snr:.1f} |"
+        )
+
+
+def _middle(runs: list[dict], key: str) -> float:
+    return float(np.median([run[key] for run in runs])) if runs else 0.0
+
+
+def _spread(runs: list[dict], key: str, form: str) -> str:
+    values = [run[key] for run in runs]
+    return f"{np.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=sorted(SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each search")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each timing process")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=FILE", help="an ONNX file of another tool")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lightship-benchmarks")
+    options = parser.parse_args()
+    options.cache.mkdir(exist_ok=True)
+    model = SUBJECTS[options.model](options.cache)
+    with tempfile.TemporaryDirectory(prefix="lightship-by-hand-") as place:
+        folder = Path(place)
+        (folder / "model.onnx").write_bytes(model.graph)
+        inputs = {name: array for name, array in model.rows.items() if name != "label"}
+        contestants = by_hand(folder, {name: array[:CALIBRATION] for name, array in inputs.items()})
+        contestants += [Contestant(n, "onnxruntime", Path(f)) for n, _, f in (a.partition("=") for a in options.also)]
+        for objective in ("latency", "throughput"):
+            contestants.append(by_command(model, folder, objective=objective, minutes=options.minutes))
+        rows = folder / "timed.npz"
+        np.savez(rows, **{name: array[-64:] for name, array in inputs.items()})
+        found: dict[str, list[dict]] = {each.name: [] for each in contestants}
+        for number in range(options.rounds):
+            for turn in np.random.default_rng(number).permutation(len(contestants)):
+                each = contestants[int(turn)]
+                try:
+                    run = measure(each, model, rows, folder, first=number == 0, seconds=options.seconds)
+                    found[each.name].append(run)
+                except RuntimeError as exc:
+                    print(f"{each.name}: {exc}", file=sys.stderr)
+        table(contestants, found, folder)
+
+
+if __name__ == "__main__":
+    main()

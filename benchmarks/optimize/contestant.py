@@ -1,0 +1,83 @@
+"""One way to run one model, timed in a process of its own: python contestant.py JOB.json (used by by_hand.py).
+
+A job: {"kind": "torch"|"onnxruntime"|"openvino", "model": file, "rows": file.npz, "batches": [...], "threads": n,
+"precision": "f32", "seconds": s, "answers": file.npy or null, "pin": batch or null}. Prints p50 of one row and the
+best rows a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Run = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def with_torch(job: dict) -> Run:
+    import torch
+
+    torch.set_num_threads(job["threads"])
+    torch.set_grad_enabled(False)
+    sys.path.insert(0, str(Path(__file__).parent))
+    import eager
+
+    module = eager.BUILDERS[job["name"]](Path(job["model"])).eval()
+
+    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return module(*(torch.from_numpy(array) for array in inputs.values())).numpy()
+
+    return run
+
+
+def with_onnxruntime(job: dict) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    session = onnxruntime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, inputs)[0]
+
+
+def with_openvino(job: dict) -> Run:
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": job["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": job["precision"]}
+    compiled = openvino.Core().compile_model(job["model"], "CPU", hints)
+    return lambda inputs: compiled(inputs)[0]
+
+
+def timed(run: Run, rows: dict[str, np.ndarray], batch: int, seconds: float) -> float:
+    """Return the median seconds of a call."""
+    order = np.arange(batch) % len(next(iter(rows.values())))
+    inputs = {name: np.ascontiguousarray(array[order]) for name, array in rows.items()}
+    for _ in range(3):
+        run(inputs)
+    taken, until = [], time.perf_counter() + seconds
+    while len(taken) < 7 or (time.perf_counter() < until and len(taken) < 2000):
+        started = time.perf_counter()
+        run(inputs)
+        taken.append(time.perf_counter() - started)
+    return float(np.median(taken))
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    rows = dict(np.load(job["rows"]))
+    run = {"torch": with_torch, "onnxruntime": with_onnxruntime, "openvino": with_openvino}[job["kind"]](job)
+    if job["answers"]:
+        count = len(next(iter(rows.values())))
+        answers = [run({name: array[i : i + 8] for name, array in rows.items()}) for i in range(0, count, 8)]
+        np.save(job["answers"], np.concatenate(answers))
+    share = job["seconds"] / (1 + len(job["batches"]))
+    rates = {batch: batch / timed(run, rows, batch, share) for batch in job["batches"]}
+    best = max(rates, key=lambda batch: rates[batch])
+    print(json.dumps({"p50_ms": 1000 * timed(run, rows, 1, share), "rows_per_s": rates[best], "batch": best}))
+
+
+if __name__ == "__main__":
+    main()
