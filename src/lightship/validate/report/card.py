@@ -45,6 +45,10 @@ def _text(value: str) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(clean(value).split()))
 
 
+def _digest(value: str) -> str:
+    return f"`{value}`" if re.fullmatch("sha256:[0-9a-f]{64}", value) else _text(value)
+
+
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(heads)} |"
     yield f"| {' | '.join('---' for _ in heads)} |"
@@ -224,8 +228,5 @@ def _evidence(facts: ReportFacts) -> Iterator[str]:
     yield ""
     yield from _table(
         ("check", "verdict", "what was found", "statement"),
-        [
-            (_text(e.check), e.verdict.value, _text(e.summary), f"`{e.digest}`" if e.digest else "")
-            for e in facts.evidence
-        ],
+        [(_text(e.check), e.verdict.value, _text(e.summary), _digest(e.digest)) for e in facts.evidence],
     )

@@ -20,6 +20,7 @@ from lightship.validate.report.facts import (
     DataFacts,
     DivergenceFacts,
     EvidenceFacts,
+    ExampleFacts,
     FloorFacts,
     FrontFacts,
     NearDuplicateFacts,
@@ -118,6 +119,7 @@ def facts_of(evidence: Sequence[Evidence], given: Given) -> ReportFacts:
         near_duplicates=_near_duplicates(mapping_of(measured("data"), "near_duplicates")),
         values=tuple(_values(measured("values"))),
         divergence=tuple(_divergences(evidence, given.chosen)),
+        worst=tuple(_worst(measured("errors"))),
         evidence=tuple(_pieces(evidence, given)),
         lineage=given.lineage,
         machine=given.machine,
@@ -348,6 +350,15 @@ def _slice_harm(found: Mapping[str, Json]) -> Iterator[SliceHarmFacts]:
         harmed, undecided = each.get("harmed") is True, each.get("undecided") is True
         verdict = Verdict.FAILED if harmed else Verdict.UNDECIDED if undecided else Verdict.PASSED
         yield SliceHarmFacts(text_of(each.get("words")), counts["rows"], counts["losses"], counts["gains"], verdict)
+
+
+def _worst(found: Mapping[str, Json]) -> Iterator[ExampleFacts]:
+    """Yield the worst rows by their ids: evidence holds no pictures, who has them puts them in."""
+    for each in items_of(found.get("worst")):
+        probability = number_of(each.get("probability"))
+        if probability is not None:
+            row, truth, predicted = (text_of(each.get(key)) for key in ("row", "truth", "predicted"))
+            yield ExampleFacts(row, b"", truth, predicted, probability)
 
 
 def _near_duplicates(found: Mapping[str, Json]) -> NearDuplicateFacts | None:

@@ -130,6 +130,7 @@ def render_page(facts: ReportFacts) -> str:
         ),
         calibration_plot=calibration_plot(facts.calibration) if facts.calibration else None,
         curve_plots=curve_plots(facts.curves) if facts.curves else (),
+        has_pictures=any(example.png for example in facts.worst),
         long_class_list=_LONG_CLASS_LIST,
         labels=_labels(facts.data.class_counts) if facts.data else [],
         missing=missing,
