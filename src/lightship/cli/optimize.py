@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["optimize"]
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
-_OF_A_NAME = ("data", "objective", "minutes", "min_cosine", "min_snr", "min_agreement", "max_broken", "min_accuracy",
-              "margin", "passes", "label", "output", "accept_unproven")  # fmt: skip
+_OF_A_NAME = (
+    *("data", "objective", "minutes", "passes", "label", "output", "accept_unproven"),
+    *("min_cosine", "min_snr", "min_agreement", "max_broken", "min_explained", "min_accuracy", "margin"),
+)
 
 
 def _passes(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -53,6 +55,8 @@ def _passes(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--min-agreement", type=_SHARE, help="Least share of rows with the reference's class.")
 @click.option("--max-broken", type=_SHARE,
               help="Without labels: largest share of rows with quite another answer. [default: 0.02]")  # fmt: skip
+@click.option("--min-explained", type=_SHARE,
+              help="Without labels: least share of the rows' variation that is kept. [default: 0.25]")  # fmt: skip
 @click.option("--min-accuracy", type=_SHARE,
               help="With labels: the accuracy that is proven; only then the release is no structural one.")  # fmt: skip
 @click.option("--margin", type=_SHARE, help="With labels: the loss of accuracy that is too much. [default: 0.01]")
@@ -121,12 +125,19 @@ def _bundle(
     min_snr: float | None,
     min_agreement: float | None,
     max_broken: float | None,
+    min_explained: float | None,
     **options: Any,
 ) -> None:
     from lightship.pipeline.optimized import optimize_bundle
     from lightship.validate.fidelity import FidelityBudget
 
-    asked = {"min_cosine": min_cosine, "min_snr_db": min_snr, "min_agreement": min_agreement, "max_broken": max_broken}
+    asked = {
+        "min_cosine": min_cosine,
+        "min_snr_db": min_snr,
+        "min_agreement": min_agreement,
+        "max_broken": max_broken,
+        "min_explained": min_explained,
+    }
     said = {key: value for key, value in asked.items() if value is not None}
     with make_progress(quiet=quiet) as progress:
         done = optimize_bundle(name, budget=FidelityBudget(**said) if said else None, progress=progress, **options)
@@ -147,7 +158,7 @@ def _say(done: OptimizedRelease) -> None:
         click.echo(f"  {word}")
     if done.version is None:
         click.echo(f"\nThe reference of {done.name}:{done.parent} stays: nothing better passed. No new version.")
-        click.echo(f"  report     {done.report}")
+        click.echo(f"  report     {done.report.with_suffix('.html')}")
         return
     reference = f"{done.name}:{done.version}"
     click.echo(f"\nReleased {reference}  ({done.chosen})" + ("" if done.is_new else "  (unchanged)"))
@@ -156,7 +167,7 @@ def _say(done: OptimizedRelease) -> None:
         click.echo(f"  {row.verdict:<10} {row.check:<16} {row.summary}")
     click.echo(f"\n  bundle     {done.bundle}")
     click.echo(f"  signed by  {done.signer}")
-    click.echo(f"  report     {done.report}")
+    click.echo(f"  report     {done.report.with_suffix('.html')}")
     click.echo("\nNext")
     if done.alias is not None:
         click.echo(f"  {done.name}@{done.alias} is {reference}")

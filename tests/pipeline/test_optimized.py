@@ -1,0 +1,559 @@
+"""A released model, optimized on rows that are given: who passes, who does not, and what is said and kept.
+
+Most tests stand in for the search (what it proposes and what it measured); rows, judging, bundle and registry are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from tests.pipeline import optimized_models as models
+
+import lightship
+from lightship.bundle.signing import TrustStore
+from lightship.bundle.store import BlobStore, StoredBundle
+from lightship.bundle.verify import verify_stored
+from lightship.cli.main import cli
+from lightship.data.home import Home
+from lightship.errors import BundleRefused, InvalidData, InvalidInput, NotFound
+from lightship.pipeline.imported import import_model
+from lightship.pipeline.optimized import optimize_bundle
+from lightship.registry.database import open_database
+from lightship.validate.fidelity import FidelityBudget
+
+SEARCH = "lightship.pipeline.optimized.search"
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory):
+    """Return a home with two imported models: a perceptron of digits and an encoder of tokens."""
+    root = tmp_path_factory.mktemp("optimized")
+    home = Home(root / "home")
+    for name, graph in (("digits", models.digits_graph()), ("encoder", models.encoder())):
+        (root / f"{name}.onnx").write_bytes(graph)
+        import_model(
+            root / f"{name}.onnx", name=name, home=home, upto={"T": 16} if name == "encoder" else {"batch": 16}
+        )
+    return home
+
+
+@pytest.fixture
+def home(imported, tmp_path, monkeypatch):
+    """Return a copy of that home, which is the environment's too."""
+    copy = Home(tmp_path / "home")
+    shutil.copytree(imported.root, copy.root)
+    monkeypatch.setenv("LIGHTSHIP_HOME", str(copy.root))
+    return copy
+
+
+@pytest.fixture
+def propose(monkeypatch):
+    """Return a function that lets the search propose the given graphs."""
+
+    def go(graphs, reference=None, **figures):
+        stand_in = models.found(reference or models.digits_graph(), graphs, **figures)
+        monkeypatch.setattr(SEARCH, stand_in)
+        return stand_in.calls
+
+    return go
+
+
+@pytest.fixture
+def labeled(tmp_path):
+    """Return a file of labeled digits."""
+    return models.rows_file(tmp_path / "rows.npz")
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Return the same without labels."""
+    return models.rows_file(tmp_path / "plain.npz", labels=False)
+
+
+def _versions(home):
+    with open_database(home) as registry:
+        return [(v.name, v.version, v.aliases) for name in ("digits", "encoder") for v in registry.versions(name)]
+
+
+def _manifest(home, bundle):
+    return StoredBundle(BlobStore(home.store), bundle).manifest
+
+
+# -- who passes -------------------------------------------------------------------------------------------------------
+
+
+def test_labels_and_a_lowest_accuracy_make_a_release_that_passed(home, propose, labeled):
+    """Two variants beside each other, signed evidence, and production, as none was there: nothing is unproven."""
+    calls = propose({"int8-static": models.good()})
+
+    done = optimize_bundle("digits:1", data=labeled, min_accuracy=0.85, home=home)
+
+    assert (done.chosen, done.parent, done.version, done.status, done.alias) == (
+        "int8-static", 1, 2, "passed", "production",
+    )  # fmt: skip
+    manifest = _manifest(home, done.bundle)
+    assert [variant.name for variant in manifest.variants] == ["int8-static", "reference"]
+    assert manifest.default == "int8-static"
+    assert set(manifest.golden.expected) == {"int8-static", "reference"}
+    assert manifest.lineage["parent"]["version"] == 1
+    assert manifest.lineage["optimized"]["passes"] == ["int8-static"]
+    assert manifest.lineage["origin"]["source"]["format"] == "onnx"
+    verified = verify_stored(BlobStore(home.store), done.release, trust=TrustStore(home.trust))
+    assert verified.status == "passed"
+    verdicts = {each.check: str(each.verdict) for each in verified.evidence}
+    assert verdicts == {
+        "noninferiority": "passed", "probabilities": "passed", "class_harm": "passed", "latency": "passed",
+        "golden": "passed", "shapes": "passed", "search": "passed", "data": "passed", "accuracy": "passed",
+        "audit": "passed", "parity": "unproven",
+    }  # fmt: skip
+    assert not calls[0]["settings"].named
+    assert calls[0]["settings"].batches == (1, 2, 4, 8, 16)
+    rows = sum(len(batch["x"]) for batch in calls[0]["calibration"])
+    assert rows + calls[0]["selection"].count < 0.6 * len(models.digits()[1])
+
+
+def test_without_a_lowest_accuracy_the_child_is_structural_as_its_parent(home, propose, labeled):
+    """That it is as good as the reference does not say how good that is; nothing becomes production."""
+    propose({"int8-static": models.good()})
+
+    done = optimize_bundle("digits:1", data=labeled, home=home)
+
+    assert (done.version, done.status, done.alias) == (2, "structural", None)
+    accuracy = next(row for row in done.evidence if row.check == "accuracy")
+    assert accuracy.verdict == "unproven"
+    assert "--min-accuracy" in accuracy.summary
+    with pytest.raises(NotFound, match="--accept-unproven"):
+        lightship.load("digits", home=home)
+
+
+def test_an_accuracy_that_is_not_reached_leaves_the_release_structural(home, propose, labeled):
+    """The variant is as good as the reference, and neither is good enough: told, not hidden."""
+    propose({"int8-static": models.good()})
+
+    done = optimize_bundle("digits:1", data=labeled, min_accuracy=0.9999, home=home)
+
+    assert (done.version, done.status, done.alias) == (2, "structural", None)
+    assert any("the release is structural: Accuracy 0.9" in word for word in done.words)
+
+
+def test_consent_makes_the_first_version_production(home, propose, plain):
+    """As with an import; the history says who accepted it."""
+    propose({"int8-static": models.good()})
+
+    done = optimize_bundle("digits:1", data=plain, accept_unproven=True, home=home)
+
+    assert (done.status, done.alias) == ("structural", "production")
+    with open_database(home) as registry:
+        assert "[accepted as unproven]" in registry.history("digits").entries[-1].why
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["labeled", "plain"])
+@pytest.mark.parametrize("wreck", models.WRECKED)
+def test_no_wrecked_variant_passes(home, propose, tmp_path, wreck, labels):
+    """Whatever is wrong with it, and whatever speed was measured: the reference stays, and says why."""
+    data = models.rows_file(tmp_path / "rows.npz", labels=labels)
+    propose({"wrecked": models.WRECKED[wreck]()}, ratio=0.01)
+
+    done = optimize_bundle("digits:1", data=data, home=home)
+
+    assert (done.chosen, done.version) == ("reference", None)
+    (outcome,) = done.outcomes
+    assert outcome.verdict in ("failed", "undecided")
+    assert outcome.reason
+    assert len(_versions(home)) == 2
+
+
+def test_the_first_that_passes_is_taken(home, propose, labeled):
+    """A wrecked one before it is named with its reason; the one after it is not judged."""
+    wrecked = models.WRECKED["one class lost"]()
+    propose({"a": wrecked, "b": models.good(), "c": models.digits_graph()})
+
+    done = optimize_bundle("digits:1", data=labeled, home=home)
+
+    assert done.chosen == "b"
+    assert [str(each.verdict) for each in done.outcomes] == ["failed", "passed", "unproven"]
+
+
+def test_a_slower_variant_passes_only_where_speed_was_not_asked_for(home, propose, labeled):
+    """For size it may be slow."""
+    propose({"int8-static": models.good()}, ratio=1.5)
+
+    slow = optimize_bundle("digits:1", data=labeled, home=home)
+    small = optimize_bundle("digits:1", data=labeled, objective="size", home=home)
+
+    assert (slow.version, small.version) == (None, 2)
+    assert "slow" in slow.outcomes[0].reason
+
+
+def test_a_batch_that_it_cannot_do_is_no_throughput(home, propose, labeled, monkeypatch):
+    """It is fast in batches of 16 and right in single rows only: for latency fine, for throughput not."""
+    mixing = models.edited(models.digits_graph(), _mixing)
+    propose({"dynamic": mixing}, batch=16)
+
+    busy = optimize_bundle("digits:1", data=labeled, objective="latency", home=home)
+
+    assert busy.version == 2
+    manifest = _manifest(home, busy.bundle)
+    assert manifest.interface.proven == {"batch": (1, 1)}
+    shapes = next(row for row in busy.evidence if row.check == "shapes")
+    assert "rows run one at a time" in shapes.summary
+    # The spread between places of a batch is no rounding: golden examples run alone, and their tolerance is for that.
+    assert float(manifest.golden.expected["dynamic"].tolerance) < 0.05
+
+
+def _mixing(graph):
+    """Add a trace of the batch's largest logit to all rows: what a scale of the whole batch does."""
+    from onnx import helper, numpy_helper
+
+    graph.node[-1].output[0] = "clean"
+    graph.initializer.append(numpy_helper.from_array(np.array(0.003, np.float32), "trace"))
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["clean"], ["top"], keepdims=0),
+            helper.make_node("Mul", ["top", "trace"], ["bit"]),
+            helper.make_node("Add", ["clean", "bit"], ["logits"]),
+        ]
+    )
+
+
+# -- without labels, without rows, with few ---------------------------------------------------------------------------
+
+
+def _tokens(path, *, count=700):
+    rows = [row.tolist() for row in models.sentences(count)]
+    pq.write_table(pa.table({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}), path)
+    return path
+
+
+def _rounded_encoder(step=64):
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(models.encoder())
+    for tensor in graph.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim == 2:
+            scale = np.abs(values).max() / step
+            tensor.CopyFrom(numpy_helper.from_array((np.round(values / scale) * scale).astype(np.float32), tensor.name))
+    return graph.SerializeToString(deterministic=True)
+
+
+def test_sentences_of_several_lengths_gate_an_encoder_by_fidelity(home, propose, tmp_path):
+    """Padded for the search, as they are for the gate; budgets are kept."""
+    calls = propose({"int8-weights": _rounded_encoder()}, models.encoder())
+    data = _tokens(tmp_path / "rows.parquet")
+
+    done = optimize_bundle("encoder:1", data=data, home=home)
+
+    assert (done.chosen, done.version, done.status) == ("int8-weights", 2, "structural")
+    assert "fidelity" in {row.check for row in done.evidence}
+    selection = calls[0]["selection"]
+    assert selection.inputs["input_ids"].shape[1] == 12
+    assert selection.output == "embedding"
+    assert (selection.inputs["attention_mask"].min(), selection.inputs["attention_mask"].max()) == (0, 1)
+    assert any("padded" in word for word in done.words)
+    assert _manifest(home, done.bundle).interface.proven == {"batch": (1, 32), "T": (1, 16)}
+
+
+def test_a_stricter_budget_refuses_what_a_lax_one_takes(home, propose, tmp_path):
+    """Weights of five bits: cosine about 0.98."""
+    propose({"coarse": _rounded_encoder(12)}, models.encoder())
+    data = _tokens(tmp_path / "rows.parquet")
+
+    strict = optimize_bundle("encoder:1", data=data, budget=FidelityBudget(min_cosine=0.999), home=home)
+    lax = optimize_bundle("encoder:1", data=data, budget=FidelityBudget(min_cosine=0.9, max_broken=0.1), home=home)
+
+    assert (strict.version, strict.outcomes[0].verdict) == (None, "failed")
+    assert lax.version == 2
+
+
+def test_few_rows_leave_it_undecided_and_say_how_many_are_missing(home, propose, tmp_path):
+    """The reference stays; no error."""
+    propose({"int8-static": models.good()})
+    data = models.rows_file(tmp_path / "few.npz", count=60, labels=False)
+
+    done = optimize_bundle("digits:1", data=data, home=home)
+
+    assert (done.version, done.outcomes[0].verdict) == (None, "undecided")
+    assert "rows" in done.outcomes[0].reason
+
+
+def test_without_rows_only_what_loses_nothing_is_tried_and_told(home, propose):
+    """It must answer drawn inputs as the reference does; what was not measured stands there as unproven."""
+    reordered = models.edited(models.digits_graph(), lambda graph: graph.node[0].CopyFrom(graph.node[0]) or None)
+    calls = propose({"fused": reordered})
+
+    done = optimize_bundle("digits:1", home=home)
+
+    assert (done.chosen, done.version, done.status) == ("fused", 2, "structural")
+    assert all(plan.lossless for plan in calls[0]["plans"])
+    assert calls[0]["calibration"] == []
+    assert not calls[0]["judged"]
+    verdicts = {row.check: row.verdict for row in done.evidence}
+    assert (verdicts["equivalence"], verdicts["fidelity"], verdicts["accuracy"]) == ("passed", "unproven", "unproven")
+    assert any("only variants that should lose nothing were tried" in word for word in done.words)
+
+
+@pytest.mark.parametrize("wreck", ["noise", "scaled", "swapped classes", "nan on some rows"])
+def test_without_rows_nothing_that_differs_passes(home, propose, wreck):
+    """A pass that calls itself lossless may err."""
+    propose({"fused": models.WRECKED[wreck]()})
+
+    assert optimize_bundle("digits:1", home=home).version is None
+
+
+def test_without_rows_a_lossy_pass_is_refused(home):
+    """Nobody could judge it."""
+    with pytest.raises(InvalidInput, match=r"'int8-dynamic' changes answers.*--data"):
+        optimize_bundle("digits:1", passes=["int8-dynamic"], home=home)
+
+
+# -- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_the_reference_cannot_answer_are_no_fault_of_the_variant(home, propose, tmp_path):
+    """A token beyond the vocabulary: few such rows are skipped and named, many refuse the source."""
+    propose({"int8-weights": _rounded_encoder()}, models.encoder())
+    rows = [row.tolist() for row in models.sentences(700)]
+    rows[5][0] = rows[77][1] = 5_000
+    table = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+
+    done = optimize_bundle("encoder:1", data=tmp_path / "rows.parquet", home=home)
+
+    assert done.version == 2
+    data = next(row for row in done.evidence if row.check == "data")
+    assert "2 bad, the first: rows.parquet#" in data.summary
+    for row in rows[::2]:
+        row[0] = 5_000
+    pq.write_table(pa.table(table), tmp_path / "bad.parquet")
+    with pytest.raises(InvalidData, match=r"rows of .*bad\.parquet cannot be used"):
+        optimize_bundle("encoder:1", data=tmp_path / "bad.parquet", home=home)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"objective": "speed"}, "An objective must be one of latency"),
+        ({"minutes": 0.0}, "`minutes` of a search must be above 0"),
+        ({"passes": ["int9"]}, "There is no pass or variant 'int9'"),
+        ({"min_accuracy": 0.9}, "budget is judged on rows"),
+        ({"margin": 1.5}, "`margin` must be a share"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_make_no_sense_are_refused_before_anything_runs(home, options, words):
+    """By name, with what is allowed."""
+    with pytest.raises(InvalidInput, match=words):
+        optimize_bundle("digits:1", home=home, **options)
+
+
+def test_data_that_does_not_fit_is_refused(home, plain, tmp_path):
+    """Labels that the budget needs, classes that the model lacks, rows of another model, too few to choose on."""
+    truth = models.digits()[2]
+    np.savez(tmp_path / "far.npz", x=models.digits()[1], label=truth + 5)
+    np.savez(tmp_path / "wide.npz", x=np.zeros((50, 65), np.float32))
+    np.savez(tmp_path / "few.npz", x=models.digits()[1][:9])
+    for path, options, words in (
+        (plain, {"min_accuracy": 0.9}, r"has no 'label'"),
+        (tmp_path / "far.npz", {}, r"Labels go up to class 14.*'logits' float32"),
+        (plain, {"output": "none"}, "has no output 'none'"),
+        (tmp_path / "wide.npz", {}, r"'x' takes rows of the shape \[64\]. Got \[65\]"),
+        (tmp_path / "few.npz", {}, "needs at least 8 different rows"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            optimize_bundle("digits:1", data=path, home=home, **options)
+    assert len(_versions(home)) == 2
+
+
+def test_a_release_that_is_not_whole_is_not_optimized(home, plain):
+    """It is verified as a server does it."""
+    with open_database(home) as registry:
+        bundle = registry.find("digits:1").bundle
+    graph = _manifest(home, bundle).file("variants/reference/model.onnx")
+    path = home.store / "blobs" / "sha256" / graph.sha256
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    with pytest.raises(BundleRefused, match="damaged"):
+        optimize_bundle("digits:1", data=plain, home=home)
+
+
+def test_a_reference_that_answers_otherwise_here_is_not_optimized(home, plain, monkeypatch):
+    """Its golden examples fail on this machine: nothing could be compared with it."""
+    from lightship.engine.onnx_runtime import OnnxRuntimeEngine
+
+    honest = OnnxRuntimeEngine.run
+    monkeypatch.setattr(
+        OnnxRuntimeEngine, "run", lambda self, inputs: {k: v + 0.01 for k, v in honest(self, inputs).items()}
+    )
+
+    with pytest.raises(BundleRefused, match="golden input"):
+        optimize_bundle("digits:1", data=plain, home=home)
+
+
+@pytest.mark.parametrize("where", ["release_variant", "judge"])
+def test_an_interruption_leaves_nothing_half_written(home, propose, plain, monkeypatch, where):
+    """No version, no evidence of one; the same call again does it all."""
+    propose({"int8-static": models.good()})
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"lightship.pipeline.optimized.{where}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimize_bundle("digits:1", data=plain, home=home)
+    assert len(_versions(home)) == 2
+    with open_database(home) as registry:
+        assert registry.verify_history().ok
+
+    assert optimize_bundle("digits:1", data=plain, home=home).version == 2
+
+
+def test_the_same_work_is_the_same_version_and_a_child_can_be_optimized(home, propose, plain):
+    """The bundle has no times in it; the lineage of a grandchild leads to the import."""
+    propose({"int8-static": models.good()})
+    first = optimize_bundle("digits:1", data=plain, home=home)
+    again = optimize_bundle("digits:1", data=plain, home=home)
+    child = optimize_bundle("digits:2", data=plain, home=home)
+
+    assert (again.version, again.is_new, again.bundle) == (2, False, first.bundle)
+    assert (child.parent, child.version) == (2, 3)
+    lineage = _manifest(home, child.bundle).lineage
+    assert lineage["parent"]["version"] == 2
+    assert lineage["origin"]["source"]["format"] == "onnx"
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(home):
+    """Return a function that runs a command line; a known error is raised, as main() gets it."""
+
+    def run_one(*arguments):
+        done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    return run_one
+
+
+def test_the_command_says_what_was_found_and_what_to_type_next(run, propose, labeled):
+    """A table, the evidence, the two ways on; progress on stderr."""
+    propose({"int8-static": models.good()})
+
+    done = run("optimize", "digits:1", "--data", labeled)
+
+    assert done.exit_code == 0
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    assert rows[0] == ["VARIANT", "LATENCY", "THROUGHPUT", "QUALITY", "SIZE", "MEMORY", "WHY"]
+    assert rows[2][:3] == ["int8-static", "2.00x (1.82 to 2.22)", "2.00x (1.82 to 2.22)"]
+    assert rows[2][-1] == "chosen"
+    assert "Released digits:2  (int8-static)" in done.stdout
+    assert "lightship promote digits:2 --accept-unproven" in done.stdout
+    assert "Read the rows" in done.stderr
+    assert run("optimize", "digits:1", "--data", labeled, "--quiet").stderr == ""
+
+
+def test_the_reference_is_an_honest_result(run, propose, labeled, home):
+    """Exit code 0, the reason of each loser, a report, no version."""
+    propose({"wrecked": models.WRECKED["one class lost"]()})
+
+    done = run("optimize", "digits:1", "--data", labeled)
+    said = json.loads(run("optimize", "digits:1", "--data", labeled, "--json").stdout)
+
+    assert done.exit_code == 0
+    assert "The reference of digits:1 stays: nothing better passed." in done.stdout
+    assert (said["version"], said["chosen"]) == (None, "reference")
+    assert said["outcomes"][0]["verdict"] == "failed"
+    assert json.loads((home.runs / "digits-optimized.json").read_bytes()) == said
+    assert len(_versions(home)) == 2
+
+
+def test_options_of_a_model_are_none_of_a_recipe(run, tmp_path):
+    """A misplaced option is not dropped in silence."""
+    done = run("optimize", tmp_path / "recipe.toml", "--min-cosine", "0.9")
+
+    assert done.exit_code == 2
+    assert "--min-cosine is for a released model" in done.output
+
+
+def test_a_new_version_is_listed_verified_asked_and_served(run, propose, labeled, home, tmp_path):
+    """By the commands and by a real server, which answers as the variant does and has the batch that was found."""
+    propose({"int8-static": models.good()}, batch=4)
+    run("optimize", "digits:1", "--data", labeled)
+    rows = models.digits()[1][:20]
+    np.savez(tmp_path / "ask.npz", x=rows)
+
+    assert "digits\t2\t2" in run("models").stdout
+    assert "variant int8-static" in run("show", "digits:2").stdout
+    assert "digits:2 is whole" in run("verify", "digits:2").stdout
+    run("predict", "digits:2", tmp_path / "ask.npz", "--out", tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as found:
+        mine = found["logits"]
+    with lightship.load("digits:1") as parent:
+        theirs = parent.predict({"x": rows})["logits"]
+    assert 1e-3 < np.abs(mine - theirs).max() < 1
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lightship.cli.main", "serve", "digits:2", "--port", "0", "--auth", "none", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        said = json.loads(process.stdout.readline())
+        url = said["url"]
+        asked = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [20, 64], "data": rows.ravel().tolist()}]}
+        answer = httpx.post(f"{url}/v2/models/digits/infer", json=asked, timeout=30).json()
+        (state,) = httpx.get(f"{said['control_url']}/models").json()["models"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        process.stdout.close()
+    assert (state["batch"], set(state["tuning"]["rows_per_s"])) == (4, {"4"})
+    served = np.array(answer["outputs"][0]["data"], np.float32).reshape(20, 10)
+    np.testing.assert_allclose(served, mine, atol=1e-4)
+
+
+def test_a_variant_of_another_engine_is_tried_released_and_used(home, propose, labeled):
+    """The graph of the reference, run by OpenVINO: no second copy of it in the bundle; its own tolerance."""
+    pytest.importorskip("openvino")
+    propose({"openvino-fp32": models.digits_graph()}, engine="openvino", options={})
+
+    done = optimize_bundle("digits:1", data=labeled, min_accuracy=0.8, home=home)
+
+    assert (done.chosen, done.version) == ("openvino-fp32", 2)
+    manifest = _manifest(home, done.bundle)
+    variants = {variant.name: variant for variant in manifest.variants}
+    assert variants["openvino-fp32"].engine == "openvino"
+    assert variants["openvino-fp32"].graph == variants["reference"].graph
+    golden = next(row for row in done.evidence if row.check == "golden")
+    assert "settings of openvino" in golden.summary
+    with lightship.load("digits") as model:
+        rows, truth = models.digits()[1:]
+        assert (model.predict({"x": rows})["logits"].argmax(axis=1) == truth).mean() > 0.85
+
+
+def test_a_real_search_makes_a_smaller_model(run, home, labeled):
+    """No stand-in: passes, fresh processes, the gate. Size is no noise, so the result is certain."""
+    done = run("optimize", "digits:1", "--data", labeled, "--objective", "size", "--minutes", "0.2",
+               "--passes", "int8-static", "--min-accuracy", "0.8", "--json")  # fmt: skip
+
+    said = json.loads(done.stdout)
+    assert (said["version"], said["status"], said["alias"]) == (2, "passed", "production")
+    (candidate, *_) = said["search"]["candidates"]
+    assert candidate["size_bytes"] < said["search"]["reference"]["size_bytes"]
+    with lightship.load("digits") as model:
+        rows, truth = models.digits()[1:]
+        assert (model.predict({"x": rows})["logits"].argmax(axis=1) == truth).mean() > 0.85
