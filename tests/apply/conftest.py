@@ -72,7 +72,14 @@ def gray(value: int) -> np.ndarray:
     return np.full((SIDE, SIDE), value, np.uint8)
 
 
-def release(home: Home, *, name: str = "shades", config: dict | None = None, golden: np.ndarray | None = None) -> None:
+def release(
+    home: Home,
+    *,
+    name: str = "shades",
+    config: dict | None = None,
+    golden: np.ndarray | None = None,
+    proposed: Variant | None = None,
+) -> None:
     """Release the model into ``home``: bundle, signed evidence, signed record, version.
 
     Args:
@@ -80,6 +87,7 @@ def release(home: Home, *, name: str = "shades", config: dict | None = None, gol
         name: in the registry.
         config: the task's configuration, if another than ``TASK``'s.
         golden: recorded logits, if others than the right ones.
+        proposed: a variant that is the default, of the same graph; then ``golden`` is its own.
     """
     store, key = BlobStore(home.ensure().store), PrivateKey.load_or_create(home.keys)
     TrustStore(home.trust).add_local(key)
@@ -87,14 +95,21 @@ def release(home: Home, *, name: str = "shades", config: dict | None = None, gol
     contents = {f"golden/{index}.png": TASK.golden(image)[1] for index, image in enumerate(examples)}
     inputs = tuple(contents)
     contents["variants/reference/model.onnx"] = graph()
-    contents["golden/logits.npy"] = npy_from_array(logits_of(examples) if golden is None else golden)
+    recorded = logits_of(examples) if golden is None else golden
+    contents["golden/logits.npy"] = npy_from_array(logits_of(examples) if proposed is not None else recorded)
+    variants = [Variant("reference", "onnxruntime", "variants/reference/model.onnx", "fp32", {"threads": 1}, ())]
+    expected = {"reference": Expected({"logits": "golden/logits.npy"}, "0.0001")}
+    if proposed is not None:
+        contents |= {proposed.graph: graph(), "golden/proposed.npy": npy_from_array(recorded)}
+        variants.append(proposed)
+        expected[proposed.name] = Expected({"logits": "golden/proposed.npy"}, "0.0001")
     manifest = build_bundle(
         store,
         task=TaskRef(TASK.name, TASK.codec_version, config or TASK.config()),
         interface=Interface(TASK.inputs, TASK.outputs, proven={"batch": (1, 5)}),
-        variants=[Variant("reference", "onnxruntime", "variants/reference/model.onnx", "fp32", {"threads": 1}, ())],
-        default="reference",
-        golden=Golden(inputs, {"reference": Expected({"logits": "golden/logits.npy"}, "0.0001")}),
+        variants=sorted(variants, key=lambda variant: variant.name),
+        default=variants[-1].name,
+        golden=Golden(inputs, expected),
         lineage={},
         contents=contents,
     )

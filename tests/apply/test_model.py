@@ -15,6 +15,7 @@ from tests.apply.conftest import TASK, gray, logits_of, release
 import lightship
 from lightship.apply import images
 from lightship.apply.model import load
+from lightship.bundle.manifest import Variant
 from lightship.data.home import Home
 from lightship.errors import BundleRefused, InvalidInput, InvalidMedia, LightshipError, NotFound, TooLarge
 from lightship.registry.resolve import resolve
@@ -220,3 +221,24 @@ def test_a_file_without_end_is_refused(model, monkeypatch):
 
     with pytest.raises(TooLarge, match="'/dev/zero' may have at most 1000 bytes"):
         model.predict("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("engine", "off", "why"),
+    [("onnxruntime", 1.0, "self-test of variant 'proposed' failed"), ("tomorrow", 0.0, "'tomorrow' is among")],
+    ids=["golden", "engine"],
+)
+def test_the_reference_is_used_where_the_proposed_variant_fails(tmp_path, caplog, engine, off, why):
+    """With a warning that says why; a caller who wants no other gets the error."""
+    home = Home(tmp_path)
+    examples = [gray(value) for value in (0, 120, 255)]
+    proposed = Variant("proposed", engine, "variants/proposed/model.onnx", "fp32", {}, ())
+    release(home, golden=logits_of(examples) + np.float32(off), proposed=proposed)
+
+    with load("shades", home=home) as model:
+        assert model.variant == "reference"
+        assert model.predict(gray(255)).label == model.labels[-1]
+    assert "shades:1 falls back to its reference" in caplog.text
+    assert why in caplog.text
+    with pytest.raises(LightshipError, match=why):
+        load("shades", home=home, strict_variant=True)

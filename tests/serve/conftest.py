@@ -86,11 +86,19 @@ def digit_image(seed: int) -> np.ndarray:
 
 
 def release(
-    home: Home, name: str, *, mean: str = "0.1307", golden_mean: str = "0.1307", graph: bytes | None = None
+    home: Home,
+    name: str,
+    *,
+    mean: str = "0.1307",
+    golden_mean: str = "0.1307",
+    graph: bytes | None = None,
+    proposed: Variant | None = None,
+    proposed_off: float = 0.0,
 ) -> int:
     """Put the small model into a home, signed, and return its version.
 
-    With ``mean != golden_mean`` the golden outputs are those of another preprocessing than the bundle's own.
+    With ``mean != golden_mean`` the golden outputs are those of another preprocessing than the bundle's own. A variant
+    that is proposed is the default, of the same graph; ``proposed_off`` is how far its golden outputs are off.
     """
     graph = graph or tiny_cnn()
     runner = load_runner(graph)
@@ -101,18 +109,21 @@ def release(
     task = digits_task(mean)
     contents = {"variants/reference/model.onnx": graph, "golden/expected/logits.npy": npy_from_array(np.stack(rows))}
     contents |= {f"golden/inputs/{index}.png": image for index, image in enumerate(images)}
+    expected = {"reference": Expected({"logits": "golden/expected/logits.npy"}, "0.0001")}
+    variants = [Variant("reference", "onnxruntime", "variants/reference/model.onnx", "fp32")]
+    if proposed is not None:
+        variants.append(proposed)
+        contents |= {proposed.graph: graph, "golden/proposed.npy": npy_from_array(np.stack(rows) + proposed_off)}
+        expected[proposed.name] = Expected({"logits": "golden/proposed.npy"}, "0.0001")
     store, key = BlobStore(home.store), PrivateKey.load_or_create(home.keys)
     TrustStore(home.trust).add_local(key)
     manifest = build_bundle(
         store,
         task=TaskRef(task.name, task.codec_version, task.config()),
         interface=Interface(task.inputs, task.outputs, proven={"batch": (1, PROVEN_BATCH)}),
-        variants=[Variant("reference", "onnxruntime", "variants/reference/model.onnx", "fp32")],
-        default="reference",
-        golden=Golden(
-            tuple(f"golden/inputs/{index}.png" for index in range(3)),
-            {"reference": Expected({"logits": "golden/expected/logits.npy"}, "0.0001")},
-        ),
+        variants=variants,
+        default=variants[-1].name,
+        golden=Golden(tuple(f"golden/inputs/{index}.png" for index in range(3)), expected),
         lineage={"source": "test"},
         contents=contents,
     )

@@ -6,6 +6,7 @@ checked are loaded, and the golden examples must give on this machine what they 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -19,14 +20,13 @@ from lightship.apply.answers import Answer
 from lightship.apply.graph_rows import run_rows
 from lightship.apply.images import Image, raw_of
 from lightship.bundle.arrays import array_from_npy
-from lightship.bundle.manifest import Expected, Manifest, Variant
+from lightship.bundle.manifest import REFERENCE, Expected, Variant
 from lightship.bundle.store import BundleReader
 from lightship.data.home import Home
 from lightship.engine.difference import require_golden
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import BundleRefused, InvalidInput, LightshipError, NotFound, UnsupportedMedia
-from lightship.registry.releases import read_release
-from lightship.registry.resolve import Resolved
+from lightship.registry.releases import VerifiedRelease, read_release
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Raw, Task
 from lightship.tasks.tensors import is_batched
@@ -35,15 +35,19 @@ from lightship.validate.checks.golden import check_golden
 
 __all__ = ["Model", "load"]
 
+log = logging.getLogger(__name__)
+
 BATCH_ROWS = 32
 
 
-def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
+def load(reference: str, *, home: Home | Path | str | None = None, strict_variant: bool = False) -> Model:
     """Load a released model into this process.
 
     Args:
         reference: ``digits`` (its production), ``digits@staging`` or ``digits:3``.
         home: where the registry and the store are; by default what LIGHTSHIP_HOME names, else the user's data folder.
+        strict_variant: raise when the variant that the release proposes does not work on this machine; else the
+            bundle's reference is loaded in its place, with a warning in the log.
 
     Raises:
         NotFound: no such registry, name, alias or version.
@@ -51,10 +55,24 @@ def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
     """
     where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
     release = read_release(where, reference)
+    proposed = release.bundle.manifest.default
+    try:
+        return _loaded(release, proposed)
+    except LightshipError as exc:
+        if strict_variant or proposed == REFERENCE:
+            raise
+        log.warning(
+            "%s:%s falls back to its reference, for the variant %s does not work on this machine: %s",
+            *(release.resolved.name, release.resolved.version, proposed, exc),
+        )
+        return _loaded(release, REFERENCE)
+
+
+def _loaded(release: VerifiedRelease, name: str) -> Model:
     bundle, manifest = release.bundle, release.bundle.manifest
-    variant = manifest.variant(manifest.default)
+    variant = manifest.variant(name)
     if variant is None:
-        raise BundleRefused(f"The bundle {bundle.digest} has no variant {manifest.default!r}, its default.")
+        raise BundleRefused(f"The bundle {bundle.digest} has no variant {name!r}.")
     task = load_task(manifest.task.name, manifest.task.codec_version, manifest.task.config)
     batched = is_batched(manifest.interface.inputs, manifest.interface.outputs)
     options = replace(EngineOptions.from_json(variant.options), batched=batched)
@@ -64,7 +82,7 @@ def load(reference: str, *, home: Home | Path | str | None = None) -> Model:
     except BaseException:
         runner.close()
         raise
-    return Model(release.resolved, manifest, task, runner, unproven=release.verification.unproven)
+    return Model(release, name, task, runner)
 
 
 class Model:
@@ -74,21 +92,23 @@ class Model:
         name: in the registry.
         version: likewise.
         bundle: digest of the bundle, ``sha256:<hex>``.
+        variant: what answers: the one that the release proposes, or its reference.
         task: encodes images and decodes answers.
         interface: what the graph takes and gives, and the sizes that were proven.
         unproven: nobody measured how good its answers are; it is what was released, and that is all.
     """
 
-    def __init__(self, resolved: Resolved, manifest: Manifest, task: Task, runner: Runner, *, unproven: bool) -> None:
+    def __init__(self, release: VerifiedRelease, variant: str, task: Task, runner: Runner) -> None:
+        resolved, interface = release.resolved, release.bundle.manifest.interface
         self.name = resolved.name
         self.version = resolved.version
         self.bundle = resolved.bundle
-        self.variant = manifest.default
+        self.variant = variant
         self.task = task
-        self.interface = manifest.interface
-        self.unproven = unproven
+        self.interface = interface
+        self.unproven = release.verification.unproven
         self._runner: Runner | None = runner
-        self._least_rows, self._most_rows = manifest.interface.proven.get("batch", (1, 1))
+        self._least_rows, self._most_rows = interface.proven.get("batch", (1, 1))
         self._closing = threading.Lock()
 
     def __repr__(self) -> str:

@@ -68,6 +68,11 @@ __all__ = ["serve"]
     help="Keep the version before in memory, so that a rollback needs no loading.",
 )
 @click.option("--retune", is_flag=True, help="Measure the best batch of each model again, when the server is idle.")
+@click.option(
+    "--strict-variant",
+    is_flag=True,
+    help="Do not serve a version whose chosen variant fails on this machine. [default: its reference answers]",
+)
 @click.option("--log-requests", is_flag=True, help="Log every request, not only those that failed in the server.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
 def serve(
@@ -85,6 +90,7 @@ def serve(
     worker_memory: str | None,
     keep_previous: bool,
     retune: bool,
+    strict_variant: bool,
     log_requests: bool,
     as_json: bool,
 ) -> None:
@@ -126,6 +132,7 @@ def serve(
         worker_memory_bytes=None if worker_memory is None else size_of(worker_memory),
         keep_previous=keep_previous,
         retune=retune,
+        strict_variant=strict_variant,
         log_requests=log_requests,
     )
     if key_file is not None and (made := key_file.ensure_default()) is not None:

@@ -166,6 +166,9 @@ def _state(model: ServedModel) -> dict[str, Any]:
         "bundle": model.source.bundle,
         "status": model.source.status,
         "variant": model.source.variant.name,
+        "instead_of": None
+        if model.source.instead_of is None
+        else dict(zip(("variant", "reason"), model.source.instead_of, strict=True)),
         "state": str(model.state),
         "worker_pid": model.worker_pid,
         "worker_deaths": model.deaths,

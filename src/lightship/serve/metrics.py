@@ -107,6 +107,10 @@ class FigureSource(Protocol):
         """Whether it answers."""
 
     @property
+    def fell_back(self) -> bool:
+        """Whether its reference answers for a variant that fails here."""
+
+    @property
     def waiting(self) -> int:
         """Requests in its queue."""
 
@@ -174,6 +178,7 @@ class _Collector:
 
         for name, text, attribute in (
             ("lightship_model_ready", "1 when the model answers.", "ready"),
+            ("lightship_model_fell_back", "1 when its reference answers for a variant that fails here.", "fell_back"),
             ("lightship_queue_requests", "Requests that wait for the model.", "waiting"),
             ("lightship_running_requests", "Requests in the model's worker.", "running"),
         ):

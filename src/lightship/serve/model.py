@@ -132,11 +132,29 @@ class ServedModel:
             background: load with a lower priority, for others are being served.
 
         Raises:
-            BundleRefused: it failed the self-test; the message names the golden input.
+            BundleRefused: it failed the self-test, and so did the reference where it may stand in; the message names
+                the golden input.
             LightshipError: it cannot load the graph, or died.
         """
         self._loop = asyncio.get_running_loop()
-        await self._life.start(worker, background=background)
+        try:
+            await self._life.start(worker, background=background)
+        except LightshipError as exc:
+            if self.source.fallback is None:
+                raise
+            await self._fall_back(self.source.fallback, exc, background=background)
+
+    async def _fall_back(self, read: Callable[[], ModelSource], why: LightshipError, *, background: bool) -> None:
+        """Let the bundle's reference answer, because the variant that it proposes does not work on this machine."""
+        proposed = self.source.variant.name
+        log.error(
+            "%s:%s falls back to its reference, for the variant %s does not work on this machine: %s "
+            "(--strict-variant refuses to serve it then)",
+            *(self.name, self.version, proposed, why),
+        )
+        reference = await asyncio.to_thread(read)
+        self.source = self._life.source = dataclasses.replace(reference, instead_of=(proposed, str(why)))
+        await self._life.start(background=background)
 
     async def close(self) -> None:
         """End the worker. What still waits is answered 503."""
@@ -147,7 +165,8 @@ class ServedModel:
             self._timer.cancel()
         await self._life.close()
         # Nothing runs it again, and whoever still holds this object should not hold the graph with it.
-        self.source = self._life.source = dataclasses.replace(self.source, graph=b"", golden=(), expected=())
+        bare = dataclasses.replace(self.source, graph=b"", golden=(), expected=(), fallback=None)
+        self.source = self._life.source = bare
 
     @property
     def state(self) -> State:
@@ -193,6 +212,11 @@ class ServedModel:
     def memory_bytes(self) -> int:
         """Memory that its worker holds now."""
         return self._life.memory_bytes
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the reference answers because the variant that the bundle proposes does not work here."""
+        return self.source.instead_of is not None
 
     @property
     def deaths(self) -> int:

@@ -15,7 +15,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -71,6 +71,8 @@ class ServerOptions:
         worker_memory_bytes: what each worker may hold; by default its share of the memory (``shares``).
         tune: find the best batch of each model when nobody asks for anything, and keep it in the home.
         retune: measure also what was measured before.
+        strict_variant: a version whose proposed variant does not work on this machine is not served; else its
+            reference answers, and log, state and metrics say so.
         log_requests: write one line for every request, not only for those that failed inside the server.
         backlog: connections that wait to be taken; all that wait are taken at once, each with a file.
     """
@@ -91,6 +93,7 @@ class ServerOptions:
     worker_memory_bytes: int | None = None
     tune: bool = True
     retune: bool = False
+    strict_variant: bool = False
     log_requests: bool = False
     backlog: int = _BACKLOG
     depth: int | None = None
@@ -299,13 +302,15 @@ class Server:
     def _make(self, source: ModelSource) -> ServedModel:
         options = self.options
         memory = options.worker_memory_bytes
+        graphs = [source.manifest.file(variant.graph) for variant in source.manifest.variants]
+        largest = max(entry.size for entry in graphs if entry is not None)
         return ServedModel(
-            source,
+            replace(source, fallback=None) if options.strict_variant else source,
             limits=options.limits,
             clocks=options.clocks,
             depth=options.depth,
             threads=options.threads or worker_threads(self._sharing),
-            memory_bytes=worker_memory_bytes(len(source.graph), self._sharing) if memory is None else memory,
+            memory_bytes=worker_memory_bytes(largest, self._sharing) if memory is None else memory,
             delivered=self._delivered,
         )
 

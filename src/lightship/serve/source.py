@@ -7,12 +7,13 @@ that were checked: nothing is read a second time.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from lightship.bundle.manifest import Manifest, Variant
+from lightship.bundle.manifest import REFERENCE, Manifest, Variant
 from lightship.data.home import Home
 from lightship.errors import BundleRefused
-from lightship.registry.releases import read_release
+from lightship.registry.releases import VerifiedRelease, read_release
 from lightship.types import Interface
 
 __all__ = ["ModelSource", "read_source"]
@@ -33,6 +34,9 @@ class ModelSource:
         golden: (path, raw bytes) of each golden input.
         expected: ``.npy`` bytes by the name of the output, for this variant.
         status: of the release; ``structural`` says that nobody measured how good its answers are.
+        fallback: reads the bundle's reference, for when this variant does not work on this machine; None if there is
+            nothing to fall back to.
+        instead_of: (variant, why) when this is that reference.
     """
 
     reference: str
@@ -48,6 +52,8 @@ class ModelSource:
     expected: tuple[tuple[str, bytes], ...]
     tolerance: str
     status: str = "passed"
+    fallback: Callable[[], ModelSource] | None = None
+    instead_of: tuple[str, str] | None = None
 
     @property
     def interface(self) -> Interface:
@@ -63,12 +69,23 @@ def read_source(home: Home, reference: str) -> ModelSource:
         BundleRefused: a signature, a digest or a file is wrong; the message names it.
     """
     release = read_release(home, reference)
+    if release.verification.status == "structural":
+        log.warning(
+            "%s:%s is structural: how good its answers are was not measured",
+            *(release.resolved.name, release.resolved.version),
+        )
+    manifest = release.bundle.manifest
+    source = _variant_source(reference, release, manifest.default)
+    if manifest.default == REFERENCE:
+        return source
+    return replace(source, fallback=lambda: _variant_source(reference, release, REFERENCE))
+
+
+def _variant_source(reference: str, release: VerifiedRelease, name: str) -> ModelSource:
     resolved, bundle = release.resolved, release.bundle
     manifest = bundle.manifest
-    variant = next(variant for variant in manifest.variants if variant.name == manifest.default)
-    expected = manifest.golden.expected.get(variant.name)
-    if release.verification.status == "structural":
-        log.warning("%s:%s is structural: how good its answers are was not measured", resolved.name, resolved.version)
+    variant = next(variant for variant in manifest.variants if variant.name == name)
+    expected = manifest.golden.expected.get(name)
     return ModelSource(
         reference=reference,
         name=resolved.name,
