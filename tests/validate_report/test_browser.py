@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from tests.validate_report.test_comparison import make_comparison, spoken
 
 from lightship.validate.report.facts import ReportFacts
-from lightship.validate.report.page import render_page
+from lightship.validate.report.page import render_comparison, render_page
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -22,6 +23,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+OPEN_ALL = "document.querySelectorAll('details').forEach(each => { each.open = true })"
+FOCUSED = "document.activeElement.closest('summary') && document.activeElement.closest('section').id"
 LABELS = """plot => [...document.querySelectorAll(plot)].map(text => {
     const {left, top, right, bottom} = text.getBoundingClientRect();
     return {text: text.textContent, left, top, right, bottom};
@@ -57,26 +60,54 @@ class Opened:
         return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-@pytest.mark.parametrize(("kind", "width"), [("release", 360), ("release", 1280), ("refusal", 360), ("hostile", 360)])
+HOSTILE = "<script>alert(1)</script>猫🐶" + "W" * 180
+KINDS = [
+    ("release", 360),
+    ("release", 1280),
+    ("refusal", 320),
+    ("many", 320),
+    ("many", 768),
+    ("hostile", 320),
+    ("hostile", 1280),
+    ("comparison", 320),
+    ("comparison", 1280),
+    ("hostile-comparison", 320),
+]
+
+
+@pytest.mark.parametrize(("kind", "width"), KINDS, ids=[f"{kind}-{width}" for kind, width in KINDS])
 def test_page_fits_the_screen_and_keeps_to_itself(
-    kind: str, width: int, browser: Browser, release: ReportFacts, refusal: ReportFacts, release_of, say, tmp_path: Path
+    kind: str,
+    width: int,
+    browser: Browser,
+    release: ReportFacts,
+    refusal: ReportFacts,
+    many,
+    release_of,
+    say,
+    tmp_path: Path,
 ) -> None:
-    """No sideways scrolling, no complaint, no request beyond the file itself, and every section has a height."""
-    facts = {
-        "release": release,
-        "refusal": refusal,
-        "hostile": say(release_of(tuple(map(str, range(50)))), "<script>alert(1)</script>猫🐶" + "W" * 180),
-    }[kind]
+    """No sideways scrolling, all parts open; no complaint, no request beyond the file, and sections have a height."""
+    pages = {
+        "release": lambda: render_page(release),
+        "refusal": lambda: render_page(refusal),
+        "many": lambda: render_page(replace(release, variants=many)),
+        "hostile": lambda: render_page(say(release_of(tuple(map(str, range(50)))), HOSTILE)),
+        "comparison": lambda: render_comparison(make_comparison()),
+        "hostile-comparison": lambda: render_comparison(spoken(HOSTILE)),
+    }
     path = tmp_path / "report.html"
-    path.write_text(render_page(facts), encoding="utf-8")
+    path.write_text(pages[kind](), encoding="utf-8")
 
     opened = Opened(browser, path, width=width)
+    assert opened.overflow() == 0
+    opened.page.evaluate(OPEN_ALL)
 
     assert opened.overflow() == 0
     assert opened.complaints == []
     assert [url for url in opened.requests if not url.startswith("data:")] == [path.as_uri()]
     heights = opened.page.evaluate("[...document.querySelectorAll('section')].map(one => one.offsetHeight)")
-    assert len(heights) >= 12
+    assert len(heights) >= (5 if "comparison" in kind else 12)
     assert min(heights) > 40
     opened.page.close()
 
@@ -99,7 +130,7 @@ def test_labels_of_a_crowded_plot_keep_apart(browser: Browser, release: ReportFa
     path = tmp_path / "report.html"
     path.write_text(render_page(replace(release, variants=crowd)), encoding="utf-8")
     opened = Opened(browser, path)
-    opened.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    opened.page.evaluate(OPEN_ALL)
 
     labels = opened.page.evaluate(LABELS, ".latency-plot .label")
     assert len(labels) == 8
@@ -118,3 +149,54 @@ def test_labels_of_a_crowded_plot_keep_apart(browser: Browser, release: ReportFa
             assert frame["left"] - 1 <= text["left"]
             assert text["right"] <= frame["right"] + 1
     opened.page.close()
+
+
+def test_a_link_opens_the_part_that_it_leads_to(browser: Browser, release: ReportFacts, tmp_path: Path) -> None:
+    """By mouse and by keyboard: a closed part opens when a link of the page leads into it."""
+    path = tmp_path / "report.html"
+    path.write_text(render_page(release), encoding="utf-8")
+    page = Opened(browser, path).page
+
+    assert not page.locator("#calibration").is_visible()
+    page.get_by_role("link", name="Calibration").click()
+    assert page.locator("#calibration").is_visible()
+    page.locator("#confusion-part > details > summary").focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".confusion-plot").is_visible()
+    page.close()
+
+
+def test_every_part_can_be_reached_with_the_tab_key(browser: Browser, release: ReportFacts, tmp_path: Path) -> None:
+    """Each part's line takes the focus in the order of the page, and the focus is seen."""
+    path = tmp_path / "report.html"
+    path.write_text(render_page(release), encoding="utf-8")
+    page = Opened(browser, path).page
+
+    reached, outlines = [], set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        part = page.evaluate(
+            "document.activeElement.closest('summary') && document.activeElement.closest('section').id"
+        )
+        if part and part not in reached:
+            reached.append(part)
+            outlines.add(page.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
+    page.close()
+    parts = [
+        f"{name}-part" for name in ("classes", "confusion", "slices", "calibration", "worst", "fidelity", "training")
+    ]
+    assert [one for one in reached if one in parts] == parts
+    assert outlines == {"solid"}
+
+
+def test_print_shows_every_part_in_light_colors(browser: Browser, release: ReportFacts, tmp_path: Path) -> None:
+    """On paper nobody can open a part."""
+    path = tmp_path / "report.html"
+    path.write_text(render_page(release), encoding="utf-8")
+    page = Opened(browser, path).page
+    page.emulate_media(media="print", color_scheme="dark")
+
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    for name in ("classes", "confusion", "calibration", "training"):
+        assert page.evaluate(f"document.getElementById('{name}').getBoundingClientRect().height") > 100
+    page.close()

@@ -309,7 +309,8 @@ def test_text_has_enough_contrast_on_its_ground(theme: str) -> None:
     texts = [(ink, ground) for ink in ("ink", "soft") for ground in ("page", "raised")]
     texts += [(ink, "page") for ink in ("link", "alt", "mark", "failed")] + [("page", "alt")]
     texts += [(tone, f"{tone}-bg") for tone in ("passed", "failed", "undecided", "unproven")]
-    texts += [("ink", "passed-bg"), ("ink", "failed-bg")]
+    texts += [("ink", f"{tone}-bg") for tone in ("passed", "failed", "undecided", "unproven")]
+    texts += [("page", "passed"), ("page", "failed"), ("passed", "page"), ("undecided", "page"), ("link", "raised")]
     texts += [("wrong-ink", f"wrong-{step}") for step in (1, 2, 3, 4)] + [
         ("ink", f"right-{step}") for step in (1, 2, 3, 4)
     ]
