@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lightship.errors import WorkerFailed
+from lightship.serve.slots import SLOT_BYTES, Slots, mapped_slots
 from lightship.serve.wire import INLINE_BYTES, Channel, Done, RunTensors, TensorHead
 
 
@@ -97,3 +101,62 @@ def test_a_full_socket_does_not_block_the_sender(channels):
         assert received is not None
         assert received[0].batch == number
         assert len(received[1]) == INLINE_BYTES
+
+
+@pytest.fixture
+def sharing():
+    """Return the two ends of a channel with shared memory, the server's first."""
+    ours, theirs = Channel.pair()
+    slots = Slots()
+    ends = Channel(ours, slots=slots), Channel(theirs, shared=mapped_slots(slots.descriptor))
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def test_a_batch_crosses_in_shared_memory_until_it_is_answered(sharing):
+    """Two batches have a slot each, the third goes as before, and an answer makes room for the fourth."""
+    server, worker = sharing
+    data = [np.random.default_rng(number).bytes(100_000) for number in range(5)]
+    received = {}
+
+    for number in (1, 2, 3):
+        server.send(RunTensors(number, (1,), ()), [data[number][:7], data[number][7:]])
+        received[number] = worker.receive()[1]
+    worker.send(Done(1, (), (), (), 0, 0, 0))
+    server.receive()
+    server.send(RunTensors(4, (1,), ()), [data[4]])
+    received[4] = worker.receive()[1]
+
+    assert [bytes(received[number]) == data[number] for number in (2, 3, 4)] == [True, True, True]
+    assert bytes(received[1]) == data[4]  # whose slot it was
+    assert all(one.readonly for one in received.values())
+
+
+@pytest.mark.parametrize("size", [0, 1, SLOT_BYTES - 1, SLOT_BYTES, SLOT_BYTES + 1])
+def test_a_payload_of_any_size_finds_its_way_beside_shared_memory(sharing, size):
+    """Small ones go inline, too large ones by memfd."""
+    server, worker = sharing
+    data = np.random.default_rng(2).bytes(size)
+
+    server.send(RunTensors(1, (1,), ()), [data])
+
+    assert bytes(worker.receive()[1]) == data
+
+
+def test_nobody_can_map_shared_memory_for_writing_after_the_server():
+    """A worker that was taken over cannot change what the server will send."""
+    slots = Slots()
+    with pytest.raises(PermissionError):
+        mmap.mmap(slots.descriptor, SLOT_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    with pytest.raises(PermissionError):
+        os.write(slots.descriptor, b"x")
+    slots.close()
+
+
+def test_a_place_beyond_shared_memory_is_refused(sharing):
+    """A message must not lead outside of it."""
+    server, worker = sharing
+    server.socket.send(struct.pack("<IQq", 1, 10, 1 << 40) + b"x")
+    with pytest.raises(WorkerFailed, match="message between server and worker"):
+        worker.receive()

@@ -37,6 +37,15 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def add_all(self, values: Iterable[float]) -> None:
+        """Count values."""
+        bounds, counts = self.bounds, self.counts
+        total = self.total
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        self.total = total
+
     def buckets(self, scale: float = 1.0) -> list[tuple[str, float]]:
         """Return the cumulative buckets in Prometheus' form, their bounds times ``scale``."""
         counts, cumulated, result = list(self.counts), 0, []
@@ -67,9 +76,9 @@ class ModelFigures:
         self.rows += rows
         self.batch_rows.add(rows)
 
-    def queued(self, seconds: float) -> None:
-        """Count how long a request waited before its batch was sent."""
-        self.queue_s.add(seconds)
+    def queued(self, seconds: Iterable[float]) -> None:
+        """Count how long the requests of a batch waited before it was sent."""
+        self.queue_s.add_all(seconds)
 
     def ran(self, encode_us: int, run_us: int, decode_us: int) -> None:
         """Count the time of a batch in the worker."""
@@ -88,7 +97,9 @@ class RequestFigures:
     def add(self, contract: str, model: str, status: int, seconds: float) -> None:
         """Count an answered request. ``contract`` and ``model`` are bounded words, empty when there was none."""
         self.counts[(contract, model, status)] += 1
-        self.seconds[(contract, model)].add(seconds)
+        histogram = self.seconds[(contract, model)]
+        histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+        histogram.total += seconds
 
 
 class FigureSource(Protocol):

@@ -33,7 +33,7 @@ from lightship.serve.quarantine import Quarantine
 from lightship.serve.source import ModelSource
 from lightship.serve.supervisor import State, Supervisor
 from lightship.serve.tensors import ITEM_BYTES
-from lightship.serve.wire import Done, Measured, Message, Stop, Tune
+from lightship.serve.wire import Done, Measured, Message, Tune
 from lightship.serve.work import (
     Answer,
     Batch,
@@ -346,11 +346,11 @@ class ServedModel:
         Raises:
             Overloaded, DeadlineExceeded, InvalidTensor: it was refused.
         """
-        limit = self._limits.rows_per_request
-        if not 1 <= work.rows <= limit:
+        limits = self._limits
+        if not 1 <= work.rows <= (limit := limits.rows_per_request):
             raise InvalidTensor(f"A request must have 1 to {limit} rows (limit `rows_per_request`). Got {work.rows}.")
-        if not work.raws:
-            self._refuse_long_answer(work.rows * self._answer_row_bytes)
+        if not work.raws and (size := work.rows * self._answer_row_bytes) > limits.answer_bytes:
+            self._refuse_long_answer(size)
         if self._worker is None and self._life.state is State.CLOSED:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
         work.model = self
@@ -375,11 +375,12 @@ class ServedModel:
     def _queue_next(self, work: Work, now: float, *, admitted: bool) -> None:
         """Queue the next part of a request. A large one is in the queue once, so it cannot crowd out the others."""
         start, stop, size, batch_rows = work.taken, work.rows, work.size_bytes, self.source.batch_rows
-        if batch_rows and stop - start > (most := self._batcher.bounds.batch_rows):
-            stop = start + most
-        if stop - start < work.rows:
-            size = size * (stop - start) // work.rows
-        item = Part(work.key, stop - start, size, work.deadline_s, not batch_rows, work=work, start=start, stop=stop)
+        rows = stop - start
+        if batch_rows and rows > (most := self._batcher.bounds.batch_rows):
+            rows, stop = most, start + most
+        if rows < work.rows:
+            size = size * rows // work.rows
+        item = Part(work.key, rows, size, work.deadline_s, not batch_rows, work=work, start=start, stop=stop)
         if self._quarantine:
             self._quarantine.refuse(item, now)
         try:
@@ -437,8 +438,7 @@ class ServedModel:
             self._life.lost()
             return
         self.figures.sent(rows=sum(message.rows))
-        for item in items:
-            self.figures.queued(now - item.work.submitted_s)
+        self.figures.queued([now - item.work.submitted_s for item in items])
 
     def _deliver(self, batch: Batch, done: Done, payload: memoryview) -> None:
         items = batch.items
@@ -525,7 +525,7 @@ class ServedModel:
         if batch.deadline_s == math.inf and self._worker is not None:
             batch.over_s = now
             with contextlib.suppress(OSError):  # then its death is told soon
-                self._worker.send(Stop(batch.number))
+                self._worker.stop(batch.number)
 
     def _works(self) -> list[Work]:
         running = [item.work for batch in self._running.values() for item in batch.items]

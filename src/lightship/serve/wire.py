@@ -1,8 +1,10 @@
-"""How server and worker talk: one message a batch over a Unix socket, of a fixed schema, large data by memfd.
+"""How server and worker talk: one message a batch over a Unix socket, of a fixed schema, large data by shared memory.
 
-The socket keeps message borders (SOCK_SEQPACKET). A packet is: header length (4 bytes), payload length (8 bytes), both
-little-endian; the header, MessagePack of one of the classes below; then the payload, or, if that is large, a memfd with
-it among the packet's ancillary data. Nothing is unpickled and nothing has a name in the file system.
+The socket keeps message borders (SOCK_SEQPACKET). A packet is: header length (4 bytes), payload length (8 bytes), place
+in the shared memory or -1 (8 bytes), all little-endian; the header, MessagePack of one of the classes below; then the
+payload, if it is small. A batch's that is not is in the shared memory (``slots``) if there is room for it; any other is
+in a memfd among the packet's ancillary data. Nothing is unpickled and nothing has a name in the file system.
+What stops a batch comes by a socket of its own (``stop_message``): the thread that reads this one may be in the engine.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Any
 import msgspec
 
 from lightship.errors import WorkerFailed
+from lightship.serve.slots import SLOT_BYTES, Slots
 
 __all__ = [
+    "STOP_BYTES",
     "Beat",
     "Channel",
     "Done",
@@ -31,9 +35,10 @@ __all__ = [
     "Ready",
     "RunRaw",
     "RunTensors",
-    "Stop",
     "TensorHead",
     "Tune",
+    "stop_message",
+    "stopped_batch",
 ]
 
 Buffer = bytes | memoryview
@@ -42,7 +47,10 @@ INLINE_BYTES = 128 * 1024
 """A larger payload goes by memfd. It fits the default send buffer of a Unix socket (212,992 bytes)."""
 _PACKET_BYTES = INLINE_BYTES + 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the kernel takes 1,024 in one call
-_PREFIX = struct.Struct("<IQ")
+_SMALL_BYTES = 8 * 1024  # a payload up to this is sent with its message in any case
+_PREFIX = struct.Struct("<IQq")
+_STOP = struct.Struct("<Q")
+STOP_BYTES = _STOP.size
 
 
 class TensorHead(msgspec.Struct, frozen=True, array_like=True):
@@ -154,24 +162,41 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", forbid_unknown_field
     whole: bool
 
 
-class Stop(msgspec.Struct, frozen=True, tag="stop", forbid_unknown_fields=True):
-    """Nobody waits for this batch any more: give up on it."""
-
-    batch: int
-
-
 class Beat(msgspec.Struct, frozen=True, tag="beat", forbid_unknown_fields=True):
     """The worker is alive."""
 
 
-Message = Load | Ready | LoadFailed | RunTensors | RunRaw | Tune | Measured | Stop | Beat | Done
+Message = Load | Ready | LoadFailed | RunTensors | RunRaw | Tune | Measured | Beat | Done
+
+
+def stop_message(batch: int) -> bytes:
+    """Return what says on the second socket that nobody waits for this batch any more."""
+    return _STOP.pack(batch)
+
+
+def stopped_batch(data: bytes) -> int:
+    """Return the batch that such a message names.
+
+    Raises:
+        WorkerFailed: it is none.
+    """
+    if len(data) != STOP_BYTES:
+        raise WorkerFailed("A message that stops a batch is broken.")
+    return int(_STOP.unpack(data)[0])
 
 
 class Channel:
-    """One end of the socket between server and worker. Sends and receives whole messages."""
+    """One end of the socket between server and worker. Sends and receives whole messages.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        slots: the server's end may have shared memory to send by, and
+        shared: the worker's a view of it.
+    """
+
+    def __init__(self, sock: socket.socket, *, slots: Slots | None = None, shared: memoryview | None = None) -> None:
         self.socket = sock
+        self._slots = slots
+        self._shared = memoryview(b"") if shared is None else shared
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
         self._packet = bytearray(_PACKET_BYTES)
@@ -189,8 +214,13 @@ class Channel:
             OSError: the other end is gone, or (on a non-blocking socket) has not taken what was sent before.
         """
         header = self._encoder.encode(message)
-        size = sum(len(part) for part in payload)
-        prefix = _PREFIX.pack(len(header), size)
+        size = sum(map(len, payload))
+        if self._slots is not None and _SMALL_BYTES < size <= SLOT_BYTES and isinstance(message, RunTensors | RunRaw):
+            at = self._slots.put(message.batch, payload)
+            if at >= 0:
+                self.socket.sendmsg((_PREFIX.pack(len(header), size, at), header))
+                return
+        prefix = _PREFIX.pack(len(header), size, -1)
         if size <= INLINE_BYTES and len(payload) <= _BUFFERS_AT_ONCE:
             try:
                 self.socket.sendmsg((prefix, header, *payload))
@@ -221,11 +251,17 @@ class Channel:
                 return None
             if size < _PREFIX.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
                 raise WorkerFailed("A message between server and worker is broken.")
-            header_size, payload_size = _PREFIX.unpack_from(self._packet)
+            header_size, payload_size, at = _PREFIX.unpack_from(self._packet)
             start = _PREFIX.size + header_size
             message = self._decoder.decode(self._view[_PREFIX.size : start])
-            inline = memoryview(bytes(self._view[start:size]))
-            payload = _mapped(descriptors[0], payload_size) if descriptors else inline
+            if at >= 0:
+                payload = self._shared[at : at + payload_size]
+            elif descriptors:
+                payload = _mapped(descriptors[0], payload_size)
+            else:
+                payload = memoryview(bytes(self._view[start:size]))
+            if self._slots is not None and isinstance(message, Done):
+                self._slots.done(message.batch)
             if len(payload) != payload_size:
                 raise WorkerFailed("A message between server and worker has a payload of the wrong size.")
             return message, payload
@@ -238,6 +274,8 @@ class Channel:
     def close(self) -> None:
         """Close this end; the other sees it at once."""
         self.socket.close()
+        if self._slots is not None:
+            self._slots.close()
 
 
 def _memfd(payload: Sequence[Buffer]) -> int:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import resource
+import select
 import socket
 import sys
 import threading
@@ -34,8 +35,10 @@ from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, LightshipError, OutOfMemory
 from lightship.serve.log_lines import log_to_stderr
+from lightship.serve.slots import mapped_slots
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.serve.wire import (
+    STOP_BYTES,
     Beat,
     Channel,
     Done,
@@ -46,9 +49,9 @@ from lightship.serve.wire import (
     Ready,
     RunRaw,
     RunTensors,
-    Stop,
     TensorHead,
     Tune,
+    stopped_batch,
 )
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Task, Tensors
@@ -63,6 +66,7 @@ _SMALL_S = 0.001  # a graph that runs in less may do without a second thread
 _HARDLY = 1.3  # times as long: so little it may bring, for it is worth less where requests wait for cores
 _NICE = 10
 BEAT_S = 0.5
+_WORK = (RunTensors, RunRaw, Tune)
 _MOST_RUNS = 15
 _ENOUGH_S = 0.08  # of runs of one batch, to take their median
 
@@ -370,7 +374,7 @@ def _may_be_nice() -> bool:
     return True
 
 
-def _serve(channel: Channel) -> int:
+def _serve(channel: Channel, stops: socket.socket) -> int:
     started = time.perf_counter()
     first = channel.receive()
     if first is None:
@@ -397,17 +401,32 @@ def _serve(channel: Channel) -> int:
     load_ms = (time.perf_counter() - started) * 1000
     channel.send(Ready(golden=len(message.golden), load_ms=load_ms, threads=worker.threads))
     threading.Thread(target=_beat, args=(channel,), name="beat", daemon=True).start()
+    threading.Thread(target=_listen, args=(stops, worker), name="stops", daemon=True).start()
     turns = _Turns(channel, worker)
-    threading.Thread(target=turns.take, name="turns", daemon=True).start()
+    if usable_cores() > 1:
+        threading.Thread(target=turns.take, name="turns", daemon=True).start()
     turns.take()
     return 0
 
 
+def _listen(stops: socket.socket, worker: Worker) -> None:
+    """Hear which batches nobody waits for, until the server closes the socket. Nobody else is woken for it."""
+    try:
+        while data := stops.recv(STOP_BYTES + 1):
+            worker.stop(stopped_batch(data))
+    except OSError:
+        return  # the server has gone
+    except Exception:
+        log.exception("the worker cannot read what stops a batch")
+        os._exit(1)
+
+
 class _Turns:
-    """Two threads in turns: one waits for what the server sends, the other encodes and runs what has come.
+    """One thread, or two in turns: one waits for what the server sends, the other encodes and runs what has come.
 
     Whoever receives a batch runs it, and leaves the waiting to the other: a batch for an idle worker is handed over to
-    nobody, and while it runs the next is received and encoded, and a message to stop is heard.
+    nobody, and while it runs the next is received and encoded. On one core that would bring nothing, so one thread
+    does all of it and wakes no other.
     """
 
     def __init__(self, channel: Channel, worker: Worker) -> None:
@@ -428,21 +447,23 @@ class _Turns:
 
     def _receive(self) -> tuple[RunTensors | RunRaw | Tune, memoryview] | None:
         with self._waiting:
-            while (received := self._channel.receive()) is not None:
+            if (received := self._channel.receive()) is not None:
                 message, payload = received
-                if isinstance(message, RunTensors | RunRaw | Tune):
+                if isinstance(message, _WORK):
                     self._received += 1
                     return message, payload
-                if not isinstance(message, Stop):
-                    raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
-                self._worker.stop(message.batch)
+                raise LightshipError(f"A worker runs batches. Got the message {type(message).__name__}.")
             return None
+
+    def _wanted(self, before: int) -> bool:
+        """Return whether something has come since, or waits to be received."""
+        return self._received != before or bool(select.select([self._channel.socket], [], [], 0)[0])
 
     def _do(self, message: RunTensors | RunRaw | Tune, payload: memoryview) -> None:
         if isinstance(message, Tune):
             with self._running:
                 before = self._received
-                self._channel.send(self._worker.measure(message, wanted=lambda: self._received != before))
+                self._channel.send(self._worker.measure(message, wanted=lambda: self._wanted(before)))
             return
         prepared = self._worker.prepare(message, payload)
         with self._running:
@@ -474,12 +495,12 @@ def _status_lines() -> list[str]:
     return Path("/proc/self/status").read_text().splitlines()
 
 
-def work(fd: int) -> NoReturn:
-    """Be a worker on the socket with that descriptor. The process ends with it."""
+def work(fd: int, *, stop_fd: int, slots_fd: int) -> NoReturn:
+    """Be a worker on the sockets and the memory with these descriptors. The process ends with the first."""
     log_to_stderr()
-    channel = Channel(socket.socket(fileno=fd))
+    channel = Channel(socket.socket(fileno=fd), shared=mapped_slots(slots_fd))
     try:
-        code = _serve(channel)
+        code = _serve(channel, socket.socket(fileno=stop_fd))
     except OSError:
         code = 0  # the server has gone
     logging.shutdown()

@@ -11,13 +11,15 @@ import contextlib
 import logging
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightship.errors import WorkerFailed
-from lightship.serve.wire import Beat, Channel, Load, LoadFailed, Message, Ready
+from lightship.serve.slots import Slots
+from lightship.serve.wire import Beat, Channel, Load, LoadFailed, Message, Ready, stop_message
 from lightship.serve.work import error_named
 
 __all__ = ["WorkerProcess"]
@@ -36,6 +38,7 @@ class WorkerProcess:
         self.title = "(no model yet)"
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._stops: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Future[Ready] | None = None
         self.beat_s = 0.0
@@ -48,13 +51,19 @@ class WorkerProcess:
         """Start a process. From the main thread: the worker asks to be killed when the thread that made it ends."""
         worker = cls()
         ours, theirs = Channel.pair()
+        our_stops, their_stops = Channel.pair()
         ours.setblocking(False)
-        with theirs:
-            command = (sys.executable, "-P", "-m", "lightship.serve.worker_start", "--fd", str(theirs.fileno()))
+        our_stops.setblocking(False)
+        slots = Slots()
+        with theirs, their_stops:
+            numbers = (theirs.fileno(), their_stops.fileno(), slots.descriptor)
+            command = (sys.executable, "-P", "-m", "lightship.serve.worker_start", "--parent", str(os.getpid()))
             worker._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
-                (*command, "--parent", str(os.getpid())), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                (*command, "--fd", str(numbers[0]), "--stop-fd", str(numbers[1]), "--slots-fd", str(numbers[2])),
+                pass_fds=numbers,
+                stdin=subprocess.DEVNULL,
             )
-        worker._channel = Channel(ours)
+        worker._channel, worker._stops = Channel(ours, slots=slots), our_stops
         return worker
 
     @property
@@ -128,6 +137,16 @@ class WorkerProcess:
             raise BrokenPipeError("the worker was ended")
         self._channel.send(message, payload)
 
+    def stop(self, batch: int) -> None:
+        """Tell it that nobody waits for a batch any more.
+
+        Raises:
+            OSError: it is gone, or does not listen.
+        """
+        if self._stops is None:
+            raise BrokenPipeError("the worker was ended")
+        self._stops.send(stop_message(batch))
+
     def kill(self) -> None:
         """Kill it; its end is told like any other death."""
         if self._process is not None:
@@ -140,6 +159,9 @@ class WorkerProcess:
                 self._loop.remove_reader(self._channel.socket.fileno())
             self._channel.close()
             self._channel = None
+        if self._stops is not None:
+            self._stops.close()
+            self._stops = None
         process, self._process = self._process, None
         if process is None:
             return
@@ -150,12 +172,13 @@ class WorkerProcess:
             await asyncio.to_thread(process.wait, _END_S)
 
     def _on_readable(self) -> None:
+        if self._channel is None:
+            return
         try:
-            while self._channel is not None:
-                received = self._channel.receive()
-                if received is None:
-                    self._lost()
-                    return
+            received = self._channel.receive()  # one: to ask for another costs as much as to be told that there is one
+            if received is None:
+                self._lost()
+            else:
                 self._received(*received)
         except BlockingIOError:
             return

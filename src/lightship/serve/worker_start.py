@@ -1,6 +1,6 @@
 """The first lines of a worker process: it imports what it needs while the server still verifies what it will run.
 
-    python -m lightship.serve.worker_start --fd N --parent PID
+    python -m lightship.serve.worker_start --fd N --stop-fd N --slots-fd N --parent PID
 
 Nothing that is imported here becomes garbage, so the collector is off until the graph is loaded: that is a tenth of
 the time. ONNX Runtime is what nearly every variant runs on; one of another engine has imported it for nothing.
@@ -20,10 +20,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Run a worker on the socket that the server passed."""
+    """Run a worker on the sockets and the memory that the server passed."""
     gc.disable()
     parser = argparse.ArgumentParser(prog="lightship.serve.worker_start")
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--stop-fd", type=int, required=True)
+    parser.add_argument("--slots-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     # Before anything that takes long: a server may end as soon as it has begun.
@@ -35,7 +37,7 @@ def main() -> None:
     import lightship.engine.onnx_runtime  # noqa: F401 - for later
     from lightship.serve.worker import work
 
-    work(arguments.fd)
+    work(arguments.fd, stop_fd=arguments.stop_fd, slots_fd=arguments.slots_fd)
 
 
 def _die_with_parent(parent: int) -> None:
