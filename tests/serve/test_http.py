@@ -229,8 +229,8 @@ def test_the_head_of_an_answer_has_the_length_of_all_its_buffers():
     """Several buffers, one length, one end."""
     response = Response(200, (b"ab", memoryview(b"cd")), headers=(("x-a", "b"),))
 
-    last = write_head(response, request_id="r", close=True, date="D")
-    head = write_head(response, request_id="r", close=False, date="D")
+    last = write_head(response, 4, request_id="r", close=True, date="D")
+    head = write_head(response, 4, request_id="r", close=False, date="D")
 
     assert last.startswith(b"HTTP/1.1 200 OK\r\n")
     assert last.endswith(b"content-length: 4\r\nx-request-id: r\r\nx-a: b\r\nconnection: close\r\n\r\n")

@@ -552,9 +552,9 @@ def test_any_numbers_of_any_shape_come_through_flat_and_nested(data, shape, nest
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=200), st.integers(1, 220))
+@given(st.binary(max_size=200), st.integers(1, 151))
 def test_no_bytes_make_it_fail_otherwise(data, length):
-    """Whatever comes, it is refused as what it is."""
+    """Whatever comes, it is refused as what it is. All 152 bytes of JSON with any 8 after them would be right."""
     codec = Codecs(json_bytes=1 << 20)
     for body, headers in ((data, {}), (GOLDEN_JSON[:length] + data, {"inference-header-content-length": str(length)})):
         with pytest.raises(InvalidInput):

@@ -7,8 +7,8 @@ key and one deadline the order of arrival holds. Cancelled and expired items nev
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Hashable
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -68,7 +68,8 @@ class Batcher(Generic[AnyItem]):
 
     def __init__(self, bounds: BatchBounds) -> None:
         self.bounds = bounds
-        self._heaps: dict[Hashable, list[tuple[float, int, AnyItem]]] = {}  # by key; no empty ones
+        # By key, no empty ones; in their order: most come with the latest deadline so far, and go to the end.
+        self._queues: dict[Hashable, list[tuple[float, int, AnyItem]]] = {}
         self._expired: list[AnyItem] = []  # taken out, not yet asked for
         self._sequence = 0
         self._items = 0
@@ -112,21 +113,27 @@ class Batcher(Generic[AnyItem]):
             raise InvalidInput(f"An item must have 1 to {self.bounds.batch_rows} rows. Got {item.rows}.")
         if item.deadline_s <= now_s:
             raise DeadlineExceeded("The deadline of the request has passed before it could start.")
-        if not admitted:
-            self.refuse_if_full(item.size_bytes)
-        self._sequence += 1
-        item.sequence = self._sequence
-        heapq.heappush(self._heaps.setdefault(item.key, []), (item.deadline_s, item.sequence, item))
+        size = item.size_bytes
+        if not admitted and (self._items >= self.bounds.queue_items or self._bytes + size > self.bounds.queue_bytes):
+            self.refuse_if_full(size)
+        self._sequence = item.sequence = self._sequence + 1
+        entry = (item.deadline_s, item.sequence, item)
+        queue = self._queues.get(item.key)
+        if queue is None:
+            self._queues[item.key] = [entry]
+        elif entry > queue[-1]:
+            queue.append(entry)
+        else:
+            insort(queue, entry)
         self._items += 1
-        self._bytes += item.size_bytes
+        self._bytes += size
 
     def cancel(self, item: AnyItem) -> bool:
         """Take an item out; return whether it was still waiting."""
         if not item.sequence:
             return False
-        heap = self._heaps[item.key]
-        heap.remove((item.deadline_s, item.sequence, item))  # the queue is bounded, so a search is cheap
-        heapq.heapify(heap)
+        queue = self._queues[item.key]
+        del queue[bisect_left(queue, (item.deadline_s, item.sequence))]
         self._left(item)
         return True
 
@@ -140,7 +147,7 @@ class Batcher(Generic[AnyItem]):
         """Return the earliest deadline of all that wait, for the caller's timer."""
         if self._expired:
             return self._expired[0].deadline_s
-        return min((heap[0][0] for heap in self._heaps.values()), default=None)
+        return min([queue[0][0] for queue in self._queues.values()], default=None)
 
     def next_batch(self, now_s: float) -> list[AnyItem]:
         """Take out the items to run now; an empty list if nothing waits that is in time.
@@ -148,44 +155,50 @@ class Batcher(Generic[AnyItem]):
         Expired items are never in it; ``expire`` returns them.
         """
         self._take_out_expired(now_s)
-        if not self._heaps:
+        if not self._queues:
             return []
-        heap = min(self._heaps.values(), key=lambda entries: entries[0][:2])
-        bounds = self.bounds
+        queue = min(self._queues.values(), key=_first)
+        most_rows, most_bytes = self.bounds.batch_rows, self.bounds.batch_bytes
         batch: list[AnyItem] = []
         rows, size = 0, 0
-        while heap:
-            item = heap[0][2]
-            fits = rows + item.rows <= bounds.batch_rows and size + item.size_bytes <= bounds.batch_bytes
-            if batch and (item.alone or not fits):
-                break
-            heapq.heappop(heap)
-            item.sequence = 0
-            batch.append(item)
+        for _, _, item in queue:
             rows += item.rows
             size += item.size_bytes
+            if batch and (rows > most_rows or size > most_bytes or item.alone):
+                size -= item.size_bytes
+                break
+            item.sequence = 0
+            batch.append(item)
             if item.alone:
                 break
         self._items -= len(batch)
         self._bytes -= size
-        if not heap:
-            del self._heaps[batch[0].key]
+        del queue[: len(batch)]
+        if not queue:
+            del self._queues[batch[0].key]
         return batch
 
     def _take_out_expired(self, now_s: float) -> None:
-        late = [heap for heap in self._heaps.values() if heap[0][0] <= now_s]
-        for heap in late:
-            while heap and heap[0][0] <= now_s:
-                self._expired.append(self._pop(heap))
-
-    def _pop(self, heap: list[tuple[float, int, AnyItem]]) -> AnyItem:
-        item = heapq.heappop(heap)[2]
-        self._left(item)
-        return item
+        late = [queue for queue in self._queues.values() if queue[0][0] <= now_s]
+        for queue in late:
+            count = bisect_right(queue, now_s, key=_deadline)
+            expired = [item for _, _, item in queue[:count]]
+            del queue[:count]
+            for item in expired:
+                self._left(item)
+            self._expired += expired
 
     def _left(self, item: AnyItem) -> None:
         item.sequence = 0
         self._items -= 1
         self._bytes -= item.size_bytes
-        if not self._heaps[item.key]:
-            del self._heaps[item.key]
+        if item.key in self._queues and not self._queues[item.key]:
+            del self._queues[item.key]
+
+
+def _first(queue: Sequence[tuple[float, int, object]]) -> tuple[float, int]:
+    return queue[0][:2]
+
+
+def _deadline(entry: tuple[float, int, object]) -> float:
+    return entry[0]

@@ -97,6 +97,34 @@ class _Stream:
 class Connection(asyncio.Protocol):
     """One client connection."""
 
+    __slots__ = (
+        "_body",
+        "_body_due_s",
+        "_body_left",
+        "_buffer",
+        "_chunked",
+        "_closing",
+        "_cooling",
+        "_deadline_s",
+        "_discarding",
+        "_eof",
+        "_exchange",
+        "_fresh",
+        "_front",
+        "_held_bytes",
+        "_loop",
+        "_outgoing",
+        "_reading_paused",
+        "_route",
+        "_skip_left",
+        "_timer",
+        "_timer_s",
+        "_transport",
+        "_unsent_bytes",
+        "_writing_paused",
+        "peer",
+    )
+
     def __init__(self, front: Front, loop: asyncio.AbstractEventLoop) -> None:
         self._front = front
         self._loop = loop
@@ -261,9 +289,10 @@ class Connection(asyncio.Protocol):
             Unavailable: with these the server would hold too many.
         """
         front, more = self._front, size - self._held_bytes
-        if more > 0 and front.held_bytes + more > front.limits.bodies_bytes:
+        held = front.held_bytes + more
+        if more > 0 and held > front.limits.bodies_bytes:
             raise Unavailable("The server holds as many request bytes as it takes. Try again later.")
-        front.held_bytes += more
+        front.held_bytes = held
         self._held_bytes = size
 
     def _hold_back(self) -> None:
@@ -315,11 +344,11 @@ class Connection(asyncio.Protocol):
         """Begin a request. ``body``: all of it, if it came together with the head."""
         front = self._front
         self._fresh = False
-        now = self._loop.time()
-        exchange = Exchange(head, head.request_id or next(front.ids), now, self._answer, now + front.clocks.request_s)
+        now, clocks = self._loop.time(), front.clocks
+        exchange = Exchange(head, head.request_id or next(front.ids), now, self._answer, now + clocks.request_s)
         self._exchange = exchange
         if head.timeout_ms is not None:
-            exchange.deadline_s = now + _timeout_s(head.timeout_ms, front.clocks)
+            exchange.deadline_s = now + _timeout_s(head.timeout_ms, clocks)
         size = head.body_bytes
         if size is not None and size > front.limits.body_bytes:
             raise too_large(size, front.limits)
@@ -327,7 +356,8 @@ class Connection(asyncio.Protocol):
         if size != 0:
             if head.body_refusal is not None:
                 raise HttpRefused(*head.body_refusal)
-            self._hold(size or 0)
+            if size is not None:
+                self._hold(size)
         if body is not None or size == 0:
             self._handle(body or b"")
         else:
@@ -411,7 +441,8 @@ class Connection(asyncio.Protocol):
         close = front.last_answers or not exchange.head.keep_alive or (self._eof and not self._buffer)
         self._write(response, exchange, exchange.request_id, close=close)
         if self._held_bytes:
-            self._hold(0)
+            front.held_bytes -= self._held_bytes
+            self._held_bytes = 0
         if response.stream is not None and exchange.head.method != "HEAD":
             ended = partial(self._answered, exchange, response, close=close)
             self._outgoing = _Stream(self._transport, ended, chunked=not close)
@@ -431,7 +462,9 @@ class Connection(asyncio.Protocol):
             self._linger()
             return
         if not self._writing_paused:
-            self._await_until(front.clocks.idle_s, now)
+            self._deadline_s = deadline_s = now + front.clocks.idle_s
+            if self._timer is None or self._timer_s > deadline_s:
+                self._set_timer()
         if self._buffer or self._eof:
             # Not from here: a row of pipelined requests that are answered at once must not nest.
             self._loop.call_soon(self._next_request)
@@ -514,17 +547,18 @@ class Connection(asyncio.Protocol):
         self._await_until(_LINGER_S)
 
     def _write(self, response: Response, exchange: Exchange | None, request_id: str, *, close: bool) -> None:
-        date = self._front.date(time.time())
-        head = write_head(response, request_id=request_id, close=close, date=date)
+        front, body = self._front, response.body
+        size = len(body[0]) if len(body) == 1 else sum(map(len, body))
+        head = write_head(response, size, request_id=request_id, close=close, date=front.date(time.time()))
         if exchange is not None and exchange.head.method == "HEAD":
-            self._front.write(self._transport, head)
-        elif sum(map(len, response.body)) <= _JOINED_BYTES:
-            self._front.write(self._transport, b"".join((head, *response.body)))
+            front.write(self._transport, head)
+        elif size <= _JOINED_BYTES:
+            front.write(self._transport, b"".join((head, *body)))
         else:
-            self._front.flush()
-            self._transport.writelines((head, *response.body))
+            front.flush()
+            self._transport.writelines((head, *body))
         if close or response.stream is not None:
-            self._front.flush()
+            front.flush()
 
     # Ends and clocks
 
@@ -553,13 +587,14 @@ class Connection(asyncio.Protocol):
 
     def _await_until(self, seconds: float, now: float | None = None) -> None:
         self._deadline_s = deadline_s = (self._loop.time() if now is None else now) + seconds
-        if self._timer is None:
-            self._timer_s = deadline_s
-            self._timer = self._loop.call_at(deadline_s, self._tick)
-        elif self._timer_s > deadline_s:
+        if self._timer is None or self._timer_s > deadline_s:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
             self._timer.cancel()
-            self._timer_s = deadline_s
-            self._timer = self._loop.call_at(deadline_s, self._tick)
+        self._timer_s = self._deadline_s
+        self._timer = self._loop.call_at(self._deadline_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

@@ -127,6 +127,19 @@ class _Place:
     params: Mapping[str, str]
 
 
+class _Way(msgspec.Struct, frozen=True):
+    """What the bytes of a head decide alone. Whether its key is good is asked for every request.
+
+    Attributes:
+        routes: of the dispatcher that found it.
+    """
+
+    routes: list[Route]
+    route: Route
+    params: Mapping[str, str]
+    authorization: str | None
+
+
 _NOWHERE = _Place({}, {})
 _REMEMBERED_PLACES = 1_024
 _REMEMBERED_CHARACTERS = 512  # of one path
@@ -175,6 +188,18 @@ class Dispatcher:
             LightshipError: what the route's own ``admit`` says, e.g. ``Overloaded``.
         """
         head = exchange.head
+        way: _Way | None = head.way
+        if way is None or way.routes is not self._routes:
+            way = head.way = self._way(head)
+        route = way.route
+        exchange.key = self._access.check(way.authorization, route.roles)
+        exchange.params = way.params
+        exchange.contract = route.contract
+        if route.admit is not None:
+            route.admit(exchange)
+        return route
+
+    def _way(self, head: Head) -> _Way:
         headers = head.headers
         if "origin" in headers:
             # No page of another site may use a key or a loopback address that its visitor's browser can reach.
@@ -184,12 +209,7 @@ class Dispatcher:
         if route is None:
             self._access.authenticate(headers.get("authorization"))
             raise self._no_route(head, place.routes)
-        exchange.key = self._access.check(headers.get("authorization"), route.roles)
-        exchange.params = place.params
-        exchange.contract = route.contract
-        if route.admit is not None:
-            route.admit(exchange)
-        return route
+        return _Way(self._routes, route, place.params, headers.get("authorization"))
 
     def _find(self, path: str) -> _Place:
         params: dict[str, str] = {}

@@ -46,7 +46,8 @@ class Front:
         self.connections: set[Connection] = set()
         self.peers: Counter[bytes] = Counter()  # open connections by address
         self.unsaid: dict[Connection, float] = {}  # whose request is not all there, and since when; the oldest first
-        self.cooling = _Cooling(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self.cooling = _Cooling(self._loop)
         self.held_bytes = 0
         self.closing = False
         self.last_answers = False  # every answer from now on is the last on its connection
@@ -67,7 +68,7 @@ class Front:
         them, which may wake the client as well, costs the caches what the next one needs.
         """
         if not self._outbox:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._loop.call_soon(self.flush)
         self._outbox.append((transport, data))
 
     def flush(self) -> None:

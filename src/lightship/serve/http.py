@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import httptools
 import msgspec
@@ -83,9 +83,9 @@ class HttpRefused(InvalidInput):
         self.headers = tuple(headers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Head:
-    """The head of one request. Shared by all requests with the same bytes, see ``Heads``.
+    """The head of one request. Shared by all requests with the same bytes, see ``Heads``: nobody changes what it says.
 
     Attributes:
         target: the request target as it came; nothing is decoded, so nothing can decode to something else.
@@ -96,6 +96,7 @@ class Head:
         timeout_ms: what it gave as its deadline; 0 if that is no number of milliseconds.
         body_refusal: status and text, if a body may not come with this head.
         coding: the content coding of the body, ``gzip`` or ``deflate``; None for none.
+        way: what the dispatcher found for it, so that it need not look that up each time.
     """
 
     method: str
@@ -110,6 +111,7 @@ class Head:
     timeout_ms: int | None = None
     body_refusal: tuple[int, str] | None = None
     coding: str | None = None
+    way: Any = None
 
 
 @dataclass(slots=True)
@@ -429,15 +431,18 @@ def error_response(error: BaseException) -> Response:
     return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
 
 
-def write_head(response: Response, *, request_id: str, close: bool, date: str) -> bytes:
+def write_head(response: Response, size: int, *, request_id: str, close: bool, date: str) -> bytes:
     """Return the head of an answer: status line and headers, with the empty line after them.
 
     A body that is written piece by piece is chunked, or ends with its connection if that closes.
+
+    Args:
+        size: of its body.
     """
-    body = response.body
-    size = len(body[0]) if len(body) == 1 else sum(map(len, body))
     length = f"content-length: {size}\r\n" if response.stream is None else "" if close else _CHUNKED
-    fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
+    fields = ""
+    for name, value in response.headers:
+        fields += f"{name}: {value}\r\n"
     return (
         f"{_STATUS_LINES[response.status]}date: {date}\r\ncontent-type: {response.content_type}\r\n"
         f"{length}x-request-id: {request_id}\r\n{fields}{_CLOSE if close else _END}"

@@ -132,12 +132,12 @@ class Batch:
 
 def batch_message(number: int, parts: Sequence[Part]) -> tuple[RunTensors | RunRaw, list[bytes | memoryview]]:
     """Return the message that runs these parts together, and its payload."""
-    rows = tuple([part.stop - part.start for part in parts])
+    rows = tuple([part.rows for part in parts])
     first = parts[0].work
     if first.raws:
         raws = [raw for part in parts for raw in part.work.raws[part.start : part.stop]]
         return RunRaw(number, rows, tuple(len(raw) for raw in raws)), list(raws)
-    inputs = [_inputs(part) for part in parts]
+    inputs = [part.work.inputs if part.rows == part.work.rows else _inputs(part) for part in parts]
     heads, payload = [], []
     for index, one in enumerate(inputs[0]):
         data = [tensors[index].data for tensors in inputs]
@@ -148,10 +148,7 @@ def batch_message(number: int, parts: Sequence[Part]) -> tuple[RunTensors | RunR
 
 
 def _inputs(part: Part) -> tuple[PackedTensor, ...]:
-    work = part.work
-    if part.stop - part.start == work.rows:
-        return work.inputs
-    return tuple(tensor.rows(part.start, part.stop) for tensor in work.inputs)
+    return tuple(tensor.rows(part.start, part.stop) for tensor in part.work.inputs)
 
 
 def split_answers(done: Done, payload: memoryview, rows: Sequence[int], *, batched: bool) -> list[Answer]:
@@ -161,7 +158,8 @@ def split_answers(done: Done, payload: memoryview, rows: Sequence[int], *, batch
         WorkerFailed: they are not.
     """
     total = sum(rows)
-    at, outputs = 0, []
+    outputs: list[PackedTensor] = []
+    at = 0
     for head in done.outputs:
         if batched and total and head.shape[:1] != (total,):
             raise WorkerFailed(f"A batch of {total} rows gave {list(head.shape)} for {head.name!r}.")
@@ -179,6 +177,8 @@ def split_answers(done: Done, payload: memoryview, rows: Sequence[int], *, batch
     bounds = list(zip([0, *stops], stops, strict=False))
     if texts:
         return [Answer((), tuple(texts[start:stop])) for start, stop in bounds]
+    if len(outputs) == 1:
+        return [Answer((one,)) for one in outputs[0].split(bounds)]
     return [Answer(one) for one in zip(*[output.split(bounds) for output in outputs], strict=True)]
 
 

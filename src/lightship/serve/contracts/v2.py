@@ -7,6 +7,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from lightship.errors import LightshipError, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.catalog import Catalog
-from lightship.serve.contracts.v2_codec import V2Codec, V2Response
+from lightship.serve.contracts.v2_codec import V2Codec, V2Request, V2Response
 from lightship.serve.contracts.v2_model import View, Views
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
@@ -39,7 +40,7 @@ class V2:
         self._json_bytes = limits.json_bytes
         self._views = Views(catalog)
         self._models: tuple[ServedModel, ...] = ()
-        self._doors: dict[str, tuple[View, V2Codec]] = {}  # by path, while these models are served
+        self._doors: dict[str, _Door] = {}  # by path, while these models are served
 
     def routes(self) -> Sequence[Route]:
         """Return the routes of V2."""
@@ -90,39 +91,50 @@ class V2:
     def _admit(self, exchange: Exchange) -> None:
         if self._models is not self._catalog.models:
             self._models, self._doors = self._catalog.models, {}
-        exchange.admitted = view, _ = self._doors.get(exchange.head.path) or self._new_door(exchange)
-        exchange.version = model = view.model
+        head = exchange.head
+        exchange.admitted = door = self._doors.get(head.path) or self._new_door(exchange)
+        exchange.version = model = door.view.model
         exchange.model = model.name
-        model.admit(exchange.head.body_bytes or 0)
+        model.admit(head.body_bytes or 0)
 
-    def _new_door(self, exchange: Exchange) -> tuple[View, V2Codec]:
+    def _new_door(self, exchange: Exchange) -> _Door:
         view = self._view(exchange)
-        codec = next((codec for known, codec in self._doors.values() if known is view), None)
-        door = (view, codec or V2Codec(view.inputs, view.outputs, json_bytes=self._json_bytes))
-        self._doors[exchange.head.path] = door
+        codec = next((door.codec for door in self._doors.values() if door.view is view), None)
+        codec = codec or V2Codec(view.inputs, view.outputs, json_bytes=self._json_bytes)
+        door = self._doors[exchange.head.path] = _Door(view, codec)
         return door
 
     def _infer(self, exchange: Exchange) -> None:
-        view, codec = exchange.admitted
-        request = codec.read(exchange.body, exchange.head.headers)
+        door: _Door = exchange.admitted
+        request = door.codec.read(exchange.body, exchange.head.headers)
         exchange.body = b""
         deadline_s = exchange.deadline_s
         if request.timeout_us is not None:
             deadline_s = min(deadline_s, exchange.arrived_s + request.timeout_us / 1e6)
-
-        def done(answer: Answer | None, error: LightshipError | None) -> None:
-            if answer is None:
-                exchange.fail(error or Unavailable("The server is being stopped."))
-                return
-            try:
-                response = V2Response(view.name, view.model.version, request.id, request.wanted)
-                exchange.answer(codec.write(response, view.results(answer)))
-            except LightshipError as exc:
-                exchange.fail(exc)
-
-        work = view.work(request.inputs, deadline_s, done)
+        view = door.view
+        work = view.work(request.inputs, deadline_s, partial(_told, exchange, request))
         view.model.submit(work)
         exchange.on_gone = work.cancel
+
+
+class _Door(msgspec.Struct, frozen=True, eq=False):
+    """A model as a path names it, and what reads and writes for it."""
+
+    view: View
+    codec: V2Codec
+
+
+def _told(exchange: Exchange, request: V2Request, answer: Answer | None, error: LightshipError | None) -> None:
+    if answer is None:
+        exchange.fail(error or Unavailable("The server is being stopped."))
+        return
+    door: _Door = exchange.admitted
+    view = door.view
+    try:
+        response = V2Response(view.name, view.model.version, request.id, request.wanted)
+        exchange.answer(door.codec.write(response, view.results(answer)))
+    except LightshipError as exc:
+        exchange.fail(exc)
 
 
 def _live(exchange: Exchange) -> None:

@@ -15,6 +15,7 @@ import base64
 import binascii
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +28,8 @@ from lightship.errors import InvalidInput, InvalidTensor, LightshipError, TooLar
 from lightship.serve.http import Response
 from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack, pack_bytes, unpack, unpack_bytes
 from lightship.types import DTYPES, TensorSpec
+
+Buffer = bytes | memoryview
 
 __all__ = ["V2Codec", "V2Request", "V2Response", "Wanted"]
 
@@ -41,6 +44,8 @@ _MOST_ID_CHARACTERS = 1_024
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 _VALUES = "values"  # stands where they will be
+_COPIED_BYTES = 16 * 1024  # so few are copied in less time than a view of them is made and given up
+_SAFE_SQUARES = float(np.finfo(np.float32).max) ** 2  # numbers whose squares sum up to less are all in FP32's range
 _REMEMBERED_TEXTS = 256
 _REMEMBERED_BYTES = 4_096  # of one text
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
@@ -50,6 +55,7 @@ _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
 _INTEGERS = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
 _FLOATS = {"FP32", "FP64"}
 _NUMBERS = _INTEGERS | _FLOATS
+_WIDE = {"d": np.dtype(np.float64), "u": np.dtype(np.uint64), "i": np.dtype(np.int64)}
 _FORMATS: dict[str, Any] = {name: np.dtype(DTYPES[name]).char for name in (*_NUMBERS, "BOOL")}
 
 
@@ -96,8 +102,10 @@ class _Layout:
     slices: tuple[_Slice, ...]
     size: int
 
-    def request(self, tail: memoryview) -> V2Request:
+    def request(self, tail: Buffer) -> V2Request:
         """Return the request with these bytes, as many as ``size``, checked."""
+        if len(self.slices) == 1:
+            return V2Request(None, (_binary_tensor(self.slices[0], tail),), self.wanted, self.timeout_us)
         inputs = tuple([_binary_tensor(piece, tail[piece.start : piece.stop]) for piece in self.slices])
         return V2Request(None, inputs, self.wanted, self.timeout_us)
 
@@ -186,6 +194,15 @@ class _AnswerFrame:
         return cls(tuple(pieces), None, ())
 
 
+class _Answered(NamedTuple):
+    """An answer with one output and no id that was written, and what such a one looks like again."""
+
+    wanted: tuple[Wanted, ...]
+    shape: tuple[int, ...]
+    size: int
+    frame: _AnswerFrame
+
+
 class V2Codec:
     """Reads requests for one model and writes its answers. Not thread-safe: it keeps a parser.
 
@@ -202,6 +219,8 @@ class V2Codec:
         self._layouts: dict[bytes, _Layout] = {}
         self._frame: _Frame | None = None  # of the last request in JSON
         self._answers: dict[_AnswerKey, _AnswerFrame] = {}  # of one model, so its name is not in the key
+        self._answer: _Answered | None = None  # the last with one output and no id
+        self._lengths: dict[str, int] = {}  # by their text
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> V2Request:
         """Read a request.
@@ -211,7 +230,7 @@ class V2Codec:
             TooLarge: too much JSON; the binary form has a larger limit.
             UnsupportedMedia: the content type is neither JSON nor binary tensors.
         """
-        text, tail = _split_body(body, headers)
+        text, tail = self._split_body(body, headers)
         if text is None:
             return _read_raw_form(tail, self._inputs, self._outputs)
         layout = self._layouts.get(text) if tail else None
@@ -230,7 +249,30 @@ class V2Codec:
         self._remember(reader, text, tail, request)
         return request
 
-    def _remember(self, reader: _Reader, text: bytes, tail: memoryview, request: V2Request) -> None:
+    def _split_body(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes | None, Buffer]:
+        """Return the JSON part (``None``: the raw form, which has none) and the binary part."""
+        given = headers.get(_LENGTH_HEADER)
+        if given is None:
+            media = headers.get("content-type", _JSON)
+            if media != _JSON and (media := media.partition(";")[0].strip().lower()) != _JSON:
+                raise UnsupportedMedia(
+                    f"The content type must be {_JSON}, or {_BINARY} with the header {_LENGTH_HEADER}. "
+                    f"Got {media[:80]!r}."
+                )
+            return body, b""
+        length = self._lengths.get(given)
+        if length is None:
+            length = _remember(self._lengths, given, _number(given))
+        if length > len(body):
+            raise InvalidInput(
+                f"The header {_LENGTH_HEADER} must be a number of bytes from 0 to that of the body ({len(body)}). "
+                f"Got {given[:40]!r}."
+            )
+        if length == 0:
+            return None, body
+        return body[:length], body[length:] if len(body) <= _COPIED_BYTES else memoryview(body)[length:]
+
+    def _remember(self, reader: _Reader, text: bytes, tail: Buffer, request: V2Request) -> None:
         if len(reader.slices) == len(self._inputs):
             if len(text) <= _REMEMBERED_BYTES and request.id is None:
                 slices = tuple(reader.slices[spec.name] for spec in self._inputs)
@@ -244,13 +286,11 @@ class V2Codec:
         if numbers is None:
             return None
         try:
-            data = self._parse(numbers, start=b"[")
-            if len(data) != math.prod(frame.shape):
-                return None
-            array = _numbers(data, frame.spec.dtype, frame.shape, at="data")
+            array = _numbers(self._parse(numbers, start=b"["), frame.spec.dtype, frame.shape, at="data")
         except LightshipError:
             return None  # read whole, it will be refused with the right words
-        tensor = pack(frame.spec.name, frame.spec.dtype, array)
+        # A copy again, for what is handed on outlives the array, and views of it cost more than so few bytes.
+        tensor = PackedTensor(frame.spec.name, frame.spec.dtype, frame.shape, array.tobytes())
         return V2Request(frame.id, (tensor,), frame.wanted, frame.timeout_us)
 
     def write(self, response: V2Response, outputs: Mapping[str, PackedTensor]) -> Response:
@@ -260,12 +300,26 @@ class V2Codec:
             InvalidTensor: an output that was asked for in JSON has no JSON form: FP16, NaN, infinity, bytes that are
                 not UTF-8; or it is too long for JSON.
         """
+        last = self._answer
+        if last is not None and last.wanted is response.wanted and response.id is None:
+            tensor = outputs[last.wanted[0].name]
+            if len(tensor.data) == last.size and tensor.shape == last.shape:
+                frame = last.frame
+                if frame.head is not None:
+                    return Response(200, (frame.head, tensor.data), _BINARY, frame.headers)
+                first, after = frame.pieces
+                return Response(200, (b"".join((first, msgspec.json.encode(_json_values(tensor)), after)),))
+        return self._write(response, outputs)
+
+    def _write(self, response: V2Response, outputs: Mapping[str, PackedTensor]) -> Response:
         tensors = [outputs[wanted.name] for wanted in response.wanted]
         key = (response.id, response.wanted, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
         frame = self._answers.get(key) or self._new_answer(key, response, tensors)
         if frame.head is not None:
+            self._remember_answer(response, tensors, frame)
             return Response(200, (frame.head, *[tensor.data for tensor in tensors]), _BINARY, frame.headers)
         self._refuse_long(response, tensors)
+        self._remember_answer(response, tensors, frame)
         text, tail = [frame.pieces[0]], []
         for tensor, wanted, piece in zip(tensors, response.wanted, frame.pieces[1:], strict=True):
             if wanted.binary:
@@ -281,6 +335,10 @@ class V2Codec:
     def _new_answer(self, key: _AnswerKey, response: V2Response, tensors: list[PackedTensor]) -> _AnswerFrame:
         frame = _AnswerFrame.of(response, tensors)
         return frame if response.id is not None else _remember(self._answers, key, frame)
+
+    def _remember_answer(self, response: V2Response, tensors: list[PackedTensor], frame: _AnswerFrame) -> None:
+        if len(tensors) == 1 and response.id is None:
+            self._answer = _Answered(response.wanted, tensors[0].shape, len(tensors[0].data), frame)
 
     def _refuse_long(self, response: V2Response, tensors: list[PackedTensor]) -> None:
         """Numbers are written as text while everybody else waits, so there are only so many."""
@@ -322,28 +380,12 @@ def _not_json(error: Exception) -> InvalidInput:
     return InvalidInput(f"The request is not valid JSON{f' ({code})' if code.isupper() else ''}.")
 
 
-def _split_body(body: bytes, headers: Mapping[str, str]) -> tuple[bytes | None, memoryview]:
-    """Return the JSON part (``None``: the raw form, which has none) and the binary part."""
-    given = headers.get(_LENGTH_HEADER)
-    if given is None:
-        media = headers.get("content-type", _JSON)
-        if media != _JSON and (media := media.partition(";")[0].strip().lower()) != _JSON:
-            raise UnsupportedMedia(
-                f"The content type must be {_JSON}, or {_BINARY} with the header {_LENGTH_HEADER}. Got {media[:80]!r}."
-            )
-        return body, memoryview(b"")
-    if not (given.isascii() and given.isdigit() and len(given) <= 19 and int(given) <= len(body)):
-        raise InvalidInput(
-            f"The header {_LENGTH_HEADER} must be a number of bytes from 0 to that of the body ({len(body)}). "
-            f"Got {given[:40]!r}."
-        )
-    length = int(given)
-    if length == 0:
-        return None, memoryview(body)
-    return body[:length], memoryview(body)[length:]
+def _number(given: str) -> int:
+    """Return the number in a header, or a larger one than any body has."""
+    return int(given) if given.isascii() and given.isdigit() and len(given) <= 19 else sys.maxsize
 
 
-def _read_raw_form(tail: memoryview, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> V2Request:
+def _read_raw_form(tail: Buffer, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> V2Request:
     """Read a body that is the data of the one input and nothing else; its outputs come back in binary form."""
     free = [dim for dim in inputs[0].shape if not isinstance(dim, int)]
     if len(inputs) != 1 or len(free) > 1:
@@ -367,7 +409,7 @@ def _read_raw_form(tail: memoryview, inputs: Sequence[TensorSpec], outputs: Sequ
 class _Reader:
     """Reads one request. Counts the arrays it has seen, to know that there are no others inside the numbers."""
 
-    def __init__(self, text: bytes, tail: memoryview) -> None:
+    def __init__(self, text: bytes, tail: Buffer) -> None:
         self._text = text
         self._tail = tail
         self._at = 0
@@ -542,7 +584,7 @@ def _keys(value: Any, allowed: frozenset[str], *, at: str) -> frozenset[str]:
     return found
 
 
-def _binary_tensor(piece: _Slice, data: memoryview) -> PackedTensor:
+def _binary_tensor(piece: _Slice, data: Buffer) -> PackedTensor:
     """Return the tensor with these bytes, of the right size. Two dtypes have bytes that are no values.
 
     Raises:
@@ -620,11 +662,13 @@ def _numbers(data: Any, dtype: str, shape: tuple[int, ...], *, at: str) -> np.nd
     kind = "d" if dtype not in _INTEGERS else "u" if dtype.startswith("U") else "i"
     what = "whole numbers" if kind != "d" else "numbers"
     try:
-        wide = np.frombuffer(data.as_buffer(of_type=kind), dtype={"d": np.float64, "u": np.uint64, "i": np.int64}[kind])
+        wide = np.frombuffer(data.as_buffer(of_type=kind), dtype=_WIDE[kind])
     except (TypeError, ValueError):
         raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; it holds something else.") from None
     if wide.size != math.prod(shape):
         raise InvalidTensor(f"{at} must have {math.prod(shape)} values, as its shape says. Got {wide.size}.")
+    if dtype == "FP32" and wide.dot(wide) <= _SAFE_SQUARES:
+        return wide.astype(np.float32).reshape(shape)
     with np.errstate(over="ignore"):
         array = wide.astype(DTYPES[dtype])
         if kind == "d":
@@ -683,7 +727,7 @@ def _json_values(tensor: PackedTensor) -> list[Any]:
             return [element.decode() for element in unpack(tensor).ravel().tolist()]
         except UnicodeDecodeError:
             raise InvalidTensor(f"The output {tensor.name!r} is not UTF-8 text. Ask for it in binary form.") from None
-    values = memoryview(tensor.data).cast("B").cast(_FORMATS[tensor.dtype]).tolist()
+    values = memoryview(tensor.data).cast(_FORMATS[tensor.dtype]).tolist()
     # The sum is finite if all are; if it is not, one of them need not be the reason.
     if tensor.dtype in _FLOATS and not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):
         raise InvalidTensor(

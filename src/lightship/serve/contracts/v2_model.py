@@ -64,9 +64,12 @@ class _Tensors:
         self._shapes: dict[_Shapes, tuple[int, _Shapes]] = {}  # that were checked; bounded
 
     def work(self, inputs: tuple[PackedTensor, ...], deadline_s: float, done: Told) -> Work:
-        shapes = tuple([one.shape for one in inputs])
+        shapes: _Shapes
+        if len(inputs) == 1:
+            shapes, size = (inputs[0].shape,), len(inputs[0].data)
+        else:
+            shapes, size = tuple([one.shape for one in inputs]), sum([len(one.data) for one in inputs])
         rows, key = self._shapes.get(shapes) or self._check(shapes, inputs)
-        size = sum([len(one.data) for one in inputs])
         return Work(rows=rows, deadline_s=deadline_s, done=done, inputs=inputs, key=key, size_bytes=size)
 
     def _check(self, shapes: _Shapes, inputs: tuple[PackedTensor, ...]) -> tuple[int, _Shapes]:
@@ -78,6 +81,8 @@ class _Tensors:
         return found
 
     def results(self, answer: Answer) -> Mapping[str, PackedTensor]:
+        if len(answer.outputs) == 1:
+            return {answer.outputs[0].name: answer.outputs[0]}
         return {output.name: output for output in answer.outputs}
 
 
