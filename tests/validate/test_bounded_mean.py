@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lightship.errors import InvalidInput
-from lightship.validate.bounded_mean import binomial_tail, clopper_pearson, mean_above, share_rows_needed
+from lightship.validate.bounded_mean import binomial_tail, clopper_pearson, mean_above, mean_is_below, share_rows_needed
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 100), (1, 300), (5, 1000), (997, 1000), (3000, 10_000), (50, 50), (7, 10**5)])
@@ -43,6 +43,16 @@ def test_rows_that_are_all_alike_are_bounded_nearly_as_on_paper():
     assert least <= found <= most
 
 
+def test_bound_is_the_least_mean_that_is_shown():
+    """Just above it the bet is won, just below it is not."""
+    values = np.random.default_rng(2).random(50) ** 3
+
+    bound = mean_above(values, np.ones(50), top=1.0, alpha=0.05)
+
+    assert mean_is_below(values, np.ones(50), top=1.0, mean=bound + 1e-9, alpha=0.05)
+    assert not mean_is_below(values, np.ones(50), top=1.0, mean=bound - 1e-9, alpha=0.05)
+
+
 def test_of_nothing_nothing_is_known():
     """The bound is the top."""
     assert mean_above(np.zeros(0), np.zeros(0), top=0.5, alpha=0.05) == 0.5
@@ -63,7 +73,7 @@ def test_bound_of_a_mean_errs_at_most_as_often_as_it_says(kind):
     truth = DRAWS[kind](rng, 2_000_000).mean()
 
     missed = sum(
-        mean_above(values, np.ones(200), top=1.0, alpha=0.1) < truth for values in DRAWS[kind](rng, (400, 200))
+        mean_is_below(values, np.ones(200), top=1.0, mean=truth, alpha=0.1) for values in DRAWS[kind](rng, (400, 200))
     )
 
     assert missed <= 400 * 0.1 + 22

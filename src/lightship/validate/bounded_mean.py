@@ -15,7 +15,7 @@ import numpy as np
 from lightship.errors import InvalidInput
 from lightship.types import Interval
 
-__all__ = ["binomial_tail", "clopper_pearson", "mean_above", "share_rows_needed"]
+__all__ = ["binomial_tail", "clopper_pearson", "mean_above", "mean_is_below", "share_rows_needed"]
 
 _BETS = 0.5 ** np.arange(10)  # fractions of the largest bet: 1, 1/2 … 1/512
 _LOG_WEIGHTS = np.log(_BETS / _BETS.sum())  # the largest bet, right for rows that are all alike, weighs most
@@ -40,26 +40,28 @@ def mean_above(values: np.ndarray, counts: np.ndarray, *, top: float, alpha: flo
     Returns:
         In [0, top]; ``top`` when nothing was seen.
     """
-    seen = counts > 0
-    values, counts = np.asarray(values, dtype=np.float64)[seen, None], np.asarray(counts, dtype=np.float64)[seen, None]
-    if not values.size:
-        return top
-
-    def rich(mean: float) -> bool:
-        with np.errstate(divide="ignore"):  # the whole stake lost: log 0
-            won = (counts * np.log1p(_BETS * np.maximum((mean - values) / (top - mean), -1.0))).sum(axis=0)
-        logs = won + _LOG_WEIGHTS
-        peak = float(logs.max())
-        return peak > -math.inf and peak + math.log(float(np.exp(logs - peak).sum())) >= -math.log(alpha)
-
     low, high = 0.0, top
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if middle >= top or rich(middle):
+        if mean_is_below(values, counts, top=top, mean=middle, alpha=alpha):
             high = middle
         else:
             low = middle
     return high
+
+
+def mean_is_below(values: np.ndarray, counts: np.ndarray, *, top: float, mean: float, alpha: float) -> bool:
+    """Whether ``mean_above`` is at most ``mean``: the same bet, for one mean."""
+    if mean >= top:
+        return True
+    seen = counts > 0
+    if not seen.any():
+        return False
+    values, counts = np.asarray(values, dtype=np.float64)[seen, None], np.asarray(counts, dtype=np.float64)[seen]
+    with np.errstate(divide="ignore"):  # the whole stake lost: log 0
+        logs = counts @ np.log1p(_BETS * np.maximum((mean - values) / (top - mean), -1.0)) + _LOG_WEIGHTS
+    peak = float(logs.max())
+    return peak > -math.inf and peak + math.log(float(np.exp(logs - peak).sum())) >= -math.log(alpha)
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:

@@ -172,9 +172,12 @@ class PairedNumbers:
         better, worse = _p_values(sums, n, factor)
         bound = math.inf
         if means[0] > 0:  # the least factor that would pass
-            low, high = 0.0, 1e6
-            if _p_values(sums, n, high)[0] <= alpha:
-                for _ in range(70):
+            high = 1.0
+            while high < 1e6 and _p_values(sums, n, high)[0] > alpha:
+                high *= 2
+            if high < 1e6:
+                low = 0.0 if high == 1.0 else high / 2
+                for _ in range(36):
                     middle = (low + high) / 2
                     low, high = (low, middle) if _p_values(sums, n, middle)[0] <= alpha else (middle, high)
                 bound = high ** (1 / power)
