@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from lightship.errors import InvalidInput, LightshipError, Refused
 from lightship.optimize.answers import scores_of
 from lightship.optimize.candidate import Candidate as Variant
 from lightship.optimize.candidate import Rows
+from lightship.pipeline.analysis import Analysis, near_duplicates
 from lightship.pipeline.bench import Bench
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
@@ -24,7 +25,7 @@ from lightship.validate.checks.data import check_data
 from lightship.validate.checks.golden import check_golden
 from lightship.validate.checks.overfitting import check_overfitting
 from lightship.validate.checks.parity import check_parity, parity_tolerance
-from lightship.validate.checks.shapes import check_shapes
+from lightship.validate.checks.shapes import check_shapes, proven_batch
 from lightship.validate.gate import Policy, policy_named
 from lightship.validate.judge import Candidate, Judgement, judge
 from lightship.validate.logits import labels_of
@@ -70,12 +71,21 @@ class Look:
         self._gate = bench.recipe.gate
         self._speed_asked = not optimized.must_pass and bool(optimized.objective.timed)
         self._images, self._truth = prepared.images("gate"), prepared.labels("gate")
+        self._near_duplicates = near_duplicates(bench, prepared)
         self._float32, self._float64 = torch_outputs(trained.model.module(), self._images)
         self.tolerance = parity_tolerance(self._float32, self._float64)
         task = {TASK_SUBJECT: task_ref(prepared).digest}
         reference = {"reference": sha256_hex(trained.reference)}
         base = Variant(REFERENCE, graph=trained.reference)
         self._reference = Judged(base, self._run(base), {**task, **reference})
+        self._analysis = Analysis(
+            prepared,
+            base,
+            self._reference.logits,
+            alpha=1 - self._gate.confidence,
+            margin=self._gate.margin,
+            tolerance=self.tolerance,
+        )
         self._candidates = [
             Judged(each, self._run(each), {**task, **reference, each.name: sha256_hex(each.graph)})
             for each in optimized.proposed
@@ -116,7 +126,8 @@ class Look:
         return Candidate(judged.name, self._look(judged, Speed(self._speed_asked, speed.timing, setup)))
 
     def _look(self, judged: Judged, speed: Speed) -> Callable[[float], Sequence[Evidence]]:
-        return look_at_scores(
+        self._analysis.note(judged.variant, judged.logits)
+        look = look_at_scores(
             judged.name,
             self._truth,
             self._reference.logits,
@@ -127,6 +138,7 @@ class Look:
             subjects=judged.subjects,
             speed=speed,
         )
+        return self._analysis.look(judged.variant, look, subjects=judged.subjects)
 
     def _named(self) -> str | None:
         return self._candidates[0].name if self._optimized.must_pass else None
@@ -165,6 +177,7 @@ class Look:
             bad=[(row.id, row.reason) for row in self._prepared.bad],
             gate_looks=looks,
             subjects=self._reference.subjects,
+            near_duplicates=self._near_duplicates,
         )
 
     def accuracy(self, chosen: Judged) -> Evidence:
@@ -181,9 +194,17 @@ class Look:
     def parity(self) -> Evidence:
         """The reference graph against the trained model."""
         rows = [self._prepared.dataset.ids[index] for index in self._prepared.split.gate]
-        return check_parity(
+        found = check_parity(
             self._reference.logits, self._float32, self._float64, rows=rows, subjects=self._reference.subjects
         )
+        if found.verdict is Verdict.PASSED:
+            return found
+        # The graph is run again as it is written: where that differs, the engine's rewriting is to blame, not export.
+        layer = self._analysis.divergence(self._reference.variant, threshold=1e-3, optimization="none")
+        if layer is None:
+            return replace(found, measured={**found.measured, "divergence": None})
+        words = f"{found.summary[:500]}; the engine rewrites the graph: {layer['words']}"
+        return replace(found, summary=words, measured={**found.measured, "divergence": layer})
 
     def golden(self) -> Evidence:
         """Today's preprocessing against the answers that were recorded when the model was trained."""
@@ -207,6 +228,18 @@ class Look:
             self._images,
             tolerance=self.tolerance,
             subjects=chosen.subjects,
+        )
+
+    def values(self, chosen: Judged, shapes: Evidence) -> Evidence:
+        """What NaN, infinities and extremes do, in batches as large as are proven."""
+        batch = proven_batch(shapes)[1] if shapes.verdict is Verdict.PASSED else 1
+        return self._analysis.values(chosen.variant, batch=batch, subjects=chosen.subjects)
+
+    def analysis(self, chosen: Judged) -> Sequence[Evidence]:
+        """What the chosen variant gets wrong: its worst slices, its calibration, its errors."""
+        found = self._analysis
+        return tuple(
+            check(chosen.variant, subjects=chosen.subjects) for check in (found.slices, found.calibration, found.errors)
         )
 
     def search(self, chosen: Judged) -> Evidence:

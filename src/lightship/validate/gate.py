@@ -16,10 +16,22 @@ from lightship.validate.fidelity import FidelityBudget
 
 __all__ = ["Decision", "Policy", "apply_policy", "policy_named", "require"]
 
-_ABOUT_VARIANT = frozenset({"noninferiority", "probabilities", "class_harm", "fidelity", "latency"})
+_ABOUT_VARIANT = frozenset({"noninferiority", "probabilities", "class_harm", "slice_harm", "fidelity", "latency"})
 
 _KNOWN = ("standard", "structural", "fidelity", "labeled")
-_STANDARD = ("data", "accuracy", "parity", "golden", "shapes", "noninferiority", "probabilities", "class_harm")
+_STANDARD = (
+    "data",
+    "accuracy",
+    "parity",
+    "golden",
+    "shapes",
+    "values",
+    "noninferiority",
+    "probabilities",
+    "class_harm",
+    "slice_harm",
+)
+_ANALYSIS = ("slices", "calibration", "errors")
 
 _ADVICE = {
     "accuracy": "Train a better model, or lower `min_accuracy` in the recipe if the budget was too strict",
@@ -28,6 +40,8 @@ _ADVICE = {
     "noninferiority": "Release the reference, or another variant",
     "probabilities": "Release the reference, or another variant; look for an output that was scaled",
     "class_harm": "Release the reference, or a variant that keeps this class",
+    "slice_harm": "Release the reference, or a variant that keeps these rows",
+    "values": "Release the reference or another variant, or look for an operator that goes over the batch axis",
     "fidelity": "Release the reference or another variant, or lower the budget that was missed if it was too strict",
     "shapes": "Export the graph with a free batch axis",
     "latency": "Release the reference, ask for a small variant instead of a fast one, or measure more pairs",
@@ -118,8 +132,9 @@ def policy_named(
 ) -> Policy:
     """Return one of the policies that Lightship brings.
 
-    - ``standard`` requires data, accuracy, parity, golden, shapes, noninferiority, probabilities and class_harm (the
-      last three only of a variant, see ``Policy.for_reference``), latency when speed was asked for, and overfitting
+    - ``standard`` requires data, accuracy, parity, golden, shapes, values, noninferiority, probabilities, class_harm
+      and slice_harm (the last four only of a variant, see ``Policy.for_reference``), latency when speed was asked for,
+      and overfitting
       when the recipe wants it.
     - ``labeled``, for a variant of a model that was trained elsewhere, judged on rows with labels: golden, shapes and
       noninferiority; class_harm and probabilities where the answers are class scores; accuracy where there is a
@@ -165,7 +180,7 @@ def policy_named(
     return Policy(
         "standard",
         required=(*_STANDARD, *(check for check, wanted in asked.items() if wanted)),
-        reported=tuple(check for check, wanted in asked.items() if not wanted),
+        reported=(*_ANALYSIS, *(check for check, wanted in asked.items() if not wanted)),
         min_accuracy=min_accuracy,
         margin=margin,
         alpha=alpha,

@@ -21,7 +21,7 @@ MAX_CANDIDATES = 3
 REFERENCE = "reference"
 
 # Of checks that did not pass, the one that tells most about what is wrong gives the reason.
-_TELLING = ("class_harm", "noninferiority", "fidelity", "probabilities")
+_TELLING = ("class_harm", "slice_harm", "noninferiority", "fidelity", "probabilities")
 
 Look: TypeAlias = "Callable[[float], Sequence[Evidence]]"
 """Takes the alpha that one candidate has, returns the evidence about it, the main one first."""

@@ -132,7 +132,9 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
             "rows": prepared.split.fingerprints["gate"],
             "gate": settings_json(gate),
             "must_pass": optimized.must_pass,
-            "code": code_digest("validate", "engine", "tasks", "pipeline/look.py", "pipeline/stages/validate.py"),
+            "code": code_digest(
+                "validate", "engine", "tasks", "pipeline/look.py", "pipeline/analysis.py", "pipeline/stages/validate.py"
+            ),
             "libraries": library_versions("onnxruntime", "numpy"),
         },
         lambda folder, _: _work(bench, prepared, trained, optimized, folder),
@@ -170,13 +172,16 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
     judgement = look.judgement()
     chosen = look.pick(judgement)
     bench.progress.advance(note=f"chosen: {chosen.name}")
+    shapes = look.shapes(chosen)
     evidence = (
         look.data(looks),
         look.accuracy(chosen),
         look.parity(),
         look.golden(),
-        look.shapes(chosen),
+        shapes,
+        look.values(chosen, shapes),
         look.overfitting(),
+        *look.analysis(chosen),
         look.search(chosen),
         *look.evidence_about(judgement, chosen),
     )
@@ -188,7 +193,6 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
     (folder / "logits.npy").write_bytes(npy_from_array(chosen.logits))
     _keep_rows(prepared, folder / "rows.json")
     _keep_held_out(prepared, folder / "held-out")
-    shapes = next(each for each in evidence if each.check == "shapes")
     found = {
         "decision": asdict(decision),
         "chosen": chosen.name,

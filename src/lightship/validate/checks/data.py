@@ -25,6 +25,7 @@ def check_data(
     gate_looks: int,
     subjects: Mapping[str, str],
     max_bad_share: float = 0.05,
+    near_duplicates: Mapping[str, Json] | None = None,
 ) -> Evidence:
     """Record the rows; ``FAILED`` when a part lacks a class or too many rows could not be read.
 
@@ -37,6 +38,7 @@ def check_data(
         gate_looks: how often this gate set was looked at, this time included.
         subjects: what was judged, with its SHA-256.
         max_bad_share: of all rows, good and bad.
+        near_duplicates: of rows across parts, as ``duplicates.twins_json`` has them; None when nobody looked.
     """
     rows = sum(sum(counts.values()) for counts in class_counts.values())
     lacking = [
@@ -54,7 +56,7 @@ def check_data(
         summary=(
             "; ".join(problems)
             or f"{rows} rows in {len(class_counts)} parts, {duplicates} duplicates, {len(conflicts)} conflicts, "
-            f"{len(bad)} bad rows; look {gate_looks} at this gate set"
+            f"{len(bad)} bad rows{_near(near_duplicates)}; look {gate_looks} at this gate set"
         ),
         measured={
             "rows": rows,
@@ -65,7 +67,13 @@ def check_data(
             "first_conflicts": [[*group] for group in conflicts[:_SHOWN]],
             "bad": len(bad),
             "first_bad": [{"id": name, "reason": reason} for name, reason in bad[:_SHOWN]],
+            "near_duplicates": None if near_duplicates is None else {**near_duplicates},
             "gate_looks": gate_looks,
         },
         method={"max_bad_share": max_bad_share},
     )
+
+
+def _near(found: Mapping[str, Json] | None) -> str:
+    """Say how many gate rows are nearly known from another part, if any are."""
+    return f", {found['gate_rows']} gate rows nearly as in another part" if found and found["gate_rows"] else ""
