@@ -82,7 +82,8 @@ def test_the_front_is_that_of_the_search() -> None:
     assert (facts.front.measure, facts.front.rows, facts.front.objective) == ("Accuracy", 200, {"latency": 1.0})
     assert reference.quality is not None
     assert reference.quality.estimate == 192 / 200
-    assert (fast.latency_p50_ms, fast.size_bytes, fast.engine) == (3.8 * 0.5, 300, "openvino")
+    assert (fast.latency_p50_ms, fast.size_bytes, fast.engine) == (2.1, 300, "openvino")
+    assert reference.latency_p50_ms == 4.0  # beside the chosen one, as its evidence says; alone it took 3.8
     assert fast.speedup is not None
     assert (fast.speedup.low, fast.speedup.high) == pytest.approx((1 / 0.53, 1 / 0.48))
     assert (fast.chosen, fast.on_front, fast.notes) == (True, True, ("left in float: /conv1",))
@@ -90,6 +91,15 @@ def test_the_front_is_that_of_the_search() -> None:
     assert (slow.reason, slow.quality, slow.latency_p50_ms) == ("not shown to be faster", None, None)
     assert facts.front.floor is not None
     assert facts.front.floor.floor_ms == 0.4
+
+
+def test_times_of_others_go_through_the_ratio() -> None:
+    """A variant that is not the chosen one was timed in other processes: only its ratio holds."""
+    facts = facts_of([search()], given(chosen="reference"))
+
+    reference, fast, _ = facts.variants
+    assert (reference.latency_p50_ms, reference.throughput) == (3.8, 400.0)
+    assert fast.latency_p50_ms == pytest.approx(3.8 * 0.5)
 
 
 def test_without_labels_the_front_shows_agreement() -> None:

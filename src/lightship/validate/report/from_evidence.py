@@ -165,6 +165,19 @@ def _front(
     return front, (base, *others)
 
 
+def _beside(reference: Mapping[str, Json], chosen: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Return the reference with the times that it took beside the chosen variant, which the evidence speaks of."""
+    beside = dict(reference)
+    for kind, key in (("latency", "p50_ms"), ("throughput", "rows_per_s")):
+        speed = mapping_of(chosen, kind)
+        row_ms = number_of(mapping_of(speed, "timing", "a_ms").get("p50"))
+        batch = whole_of(speed.get("reference_batch"))
+        if row_ms and batch:
+            value = row_ms * batch if kind == "latency" else 1000 / row_ms
+            beside[kind] = {**mapping_of(reference, kind), key: value}
+    return beside
+
+
 _MEASURES = (("Accuracy", "correct"), ("Agreement", "agreement"), ("Cosine", "cosine"))
 
 
@@ -207,11 +220,13 @@ def _variant(found: Mapping[str, Json], base: VariantFacts, key: str, given: Giv
     chosen = name == given.chosen
     if verdict is None:
         verdict = Verdict.PASSED if chosen and given.released else Verdict.UNPROVEN
-    own_ms = number_of(latency.get("p50_ms"))
+    p50, rate = number_of(latency.get("p50_ms")), number_of(throughput.get("rows_per_s"))
     # Each was timed beside the reference in processes of its own, and processes differ; what holds is the ratio within
-    # one. So a latency is told as that of the reference, divided by how much faster the variant is.
-    p50 = base.latency_p50_ms / speedup.estimate if base.latency_p50_ms and speedup else own_ms
-    rate = base.throughput * gain.estimate if base.throughput and gain else number_of(throughput.get("rows_per_s"))
+    # one. So the figures of all but the chosen one are those of the reference, times how much better the variant is.
+    if not chosen and base.latency_p50_ms and speedup:
+        p50 = base.latency_p50_ms / speedup.estimate
+    if not chosen and base.throughput and gain:
+        rate = base.throughput * gain.estimate
     return VariantFacts(
         name=name,
         precision=text_of(found.get("precision")),

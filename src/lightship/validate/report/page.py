@@ -111,6 +111,7 @@ def render_page(facts: ReportFacts) -> str:
         confidence=_confidence(facts.variants),
         plots=plots,
         states={state_of(variant) for variant in drawn},
+        has_stairs=any('class="staircase"' in plot for plot in plots),
         has_low=any("h10l-5 8z" in plot for plot in plots),
         unplotted=[variant.name for variant in facts.variants if variant not in drawn],
         main_variants=[each for each in order if each not in folded],
