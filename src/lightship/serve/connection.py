@@ -12,11 +12,11 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightship.errors import LightshipError, Overloaded, Unavailable
+from lightship.serve.answer_stream import HIGH_WATER_BYTES, AnswerStream
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import (
     Chunked,
@@ -37,7 +37,6 @@ __all__ = ["Connection"]
 
 log = logging.getLogger(__name__)
 
-_HIGH_WATER_BYTES = 256 * 1024
 _TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
 _PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 _SKIPPED_BYTES = 64 * 1024
@@ -45,53 +44,6 @@ _JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
 _LEAST_BYTES_PER_S = 1024  # of a body
 _GRACE_S = 1.0  # for the first request of a connection that was made just before the server stopped listening
 _LINGER_S = 1.0  # how long a refused body is read and dropped, so that the refusal is not lost to a reset
-
-
-class _Stream:
-    """The body of one answer, written piece by piece: chunked, or up to the end of its connection.
-
-    ``write`` says no when the client is behind; a caller that goes on all the same only fills the server's memory.
-    """
-
-    def __init__(self, transport: asyncio.Transport, ended: Callable[[], None], *, chunked: bool) -> None:
-        self._transport = transport
-        self._ended = ended
-        self._chunked = chunked
-        self._over = False
-        self.on_room: Callable[[], None] | None = None
-        self.on_gone: Callable[[], None] | None = None
-
-    def write(self, data: bytes) -> bool:
-        """Send a piece; return whether there is room for more."""
-        if self._over or not data:
-            return not self._over
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        return not self._over and self._transport.get_write_buffer_size() <= _HIGH_WATER_BYTES
-
-    def end(self) -> None:
-        """Say that this was all."""
-        if not self._over:
-            self._over = True
-            if self._chunked:
-                self._transport.write(b"0\r\n\r\n")
-            self._ended()
-
-    def fail(self) -> None:
-        """Break off, so that the client sees that the answer is not whole."""
-        if not self._over:
-            self._over = True
-            self._transport.abort()
-
-    def caught_up(self) -> None:
-        """The client has taken what was written."""
-        if self.on_room is not None and not self._over:
-            self.on_room()
-
-    def lost(self) -> None:
-        """The client has gone."""
-        over, self._over = self._over, True
-        if self.on_gone is not None and not over:
-            self.on_gone()
 
 
 class Connection(asyncio.Protocol):
@@ -148,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._unsent_bytes = 0
         self._fresh = True  # nothing was asked yet on this connection
         self._held_bytes = 0  # what this connection's body takes of the server's limit
-        self._outgoing: _Stream | None = None  # an answer that is being written piece by piece
+        self._outgoing: AnswerStream | None = None  # an answer that is being written piece by piece
         self._skip_left = 0  # bytes of a refused body that are still to come, to be dropped
         self._body_due_s = 0.0  # when a body of which nothing came is too slow
 
@@ -162,7 +114,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection, or turn it away at the limit."""
         self._transport = transport  # type: ignore[assignment]  # a stream server's transports are Transports
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         front = self._front
         now = self._loop.time()
         self.peer = front.peer_of(transport)
@@ -445,7 +397,7 @@ class Connection(asyncio.Protocol):
             self._held_bytes = 0
         if response.stream is not None and exchange.head.method != "HEAD":
             ended = partial(self._answered, exchange, response, close=close)
-            self._outgoing = _Stream(self._transport, ended, chunked=not close)
+            self._outgoing = AnswerStream(self._transport, ended, chunked=not close)
             response.stream(self._outgoing)
         else:
             self._answered(exchange, response, close=close)

@@ -1,8 +1,7 @@
 """V2 inference requests and answers as bytes: JSON, and JSON followed by binary tensors.
 
 JSON numbers go from the text into a buffer by simdjson, without a Python object each: for a small model the numbers
-cost more than the model. simdjson is generous where V2 is not, so this is checked here: duplicate and unknown keys, a
-byte order mark, ragged nesting (its buffers are flattened silently), the range of small integers and of FP32.
+cost more than the model. What it has parsed is read and checked in ``v2_reader``.
 The parser cannot be used again while a view of its document lives; see ``_parse``.
 A client says the same about its tensors each time, so what was read once is kept: in the binary form for the whole
 text, which holds no values (``_Layout``); in JSON for the text around the values (``_Frame``).
@@ -11,8 +10,6 @@ Sources: open-inference-protocol, inference_rest.md and extensions/binary_data; 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 import sys
@@ -25,8 +22,17 @@ import numpy as np
 import simdjson
 
 from lightship.errors import InvalidInput, InvalidTensor, LightshipError, TooLarge, UnsupportedMedia
+from lightship.serve.contracts.v2_reader import (
+    INTEGERS,
+    RequestReader,
+    Slice,
+    V2Request,
+    Wanted,
+    binary_tensor,
+    read_numbers,
+)
 from lightship.serve.http import Response
-from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack, pack_bytes, unpack, unpack_bytes
+from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack_bytes, unpack
 from lightship.types import DTYPES, TensorSpec
 
 Buffer = bytes | memoryview
@@ -37,42 +43,16 @@ _LENGTH_HEADER = "inference-header-content-length"
 _JSON, _BINARY = "application/json", "application/octet-stream"
 _JSON_BYTES_A_VALUE = 16  # on average, of an answer
 _KEPT_PARSER_BYTES = 1 << 20  # a parser keeps some 13 times the bytes of its largest document
-_MOST_DIMENSIONS = 32
-_LARGEST_DIMENSION = (1 << 31) - 1
-_MOST_TIMEOUT_US = 600_000_000
-_MOST_ID_CHARACTERS = 1_024
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 _VALUES = "values"  # stands where they will be
 _COPIED_BYTES = 16 * 1024  # so few are copied in less time than a view of them is made and given up
-_SAFE_SQUARES = float(np.finfo(np.float32).max) ** 2  # numbers whose squares sum up to less are all in FP32's range
 _REMEMBERED_TEXTS = 256
 _REMEMBERED_BYTES = 4_096  # of one text
-_REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
-_INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
-_OUTPUT_KEYS = frozenset({"name", "parameters"})
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
-_INTEGERS = {"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"}
 _FLOATS = {"FP32", "FP64"}
-_NUMBERS = _INTEGERS | _FLOATS
-_WIDE = {"d": np.dtype(np.float64), "u": np.dtype(np.uint64), "i": np.dtype(np.int64)}
+_NUMBERS = INTEGERS | _FLOATS
 _FORMATS: dict[str, Any] = {name: np.dtype(DTYPES[name]).char for name in (*_NUMBERS, "BOOL")}
-
-
-class Wanted(NamedTuple):
-    """An output that was asked for, and whether in binary form."""
-
-    name: str
-    binary: bool
-
-
-class V2Request(msgspec.Struct, frozen=True):
-    """A checked request. ``inputs`` are in the order of the interface; their shapes are not yet held against it."""
-
-    id: str | None
-    inputs: tuple[PackedTensor, ...]
-    wanted: tuple[Wanted, ...]
-    timeout_us: int | None = None
 
 
 class V2Response(msgspec.Struct, frozen=True):
@@ -84,29 +64,20 @@ class V2Response(msgspec.Struct, frozen=True):
     wanted: tuple[Wanted, ...]
 
 
-class _Slice(NamedTuple):
-    """Where a tensor lies in the binary part."""
-
-    spec: TensorSpec
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """What a text says whose tensors are all in the binary part: everything but their bytes."""
 
     wanted: tuple[Wanted, ...]
     timeout_us: int | None
-    slices: tuple[_Slice, ...]
+    slices: tuple[Slice, ...]
     size: int
 
     def request(self, tail: Buffer) -> V2Request:
         """Return the request with these bytes, as many as ``size``, checked."""
         if len(self.slices) == 1:
-            return V2Request(None, (_binary_tensor(self.slices[0], tail),), self.wanted, self.timeout_us)
-        inputs = tuple([_binary_tensor(piece, tail[piece.start : piece.stop]) for piece in self.slices])
+            return V2Request(None, (binary_tensor(self.slices[0], tail),), self.wanted, self.timeout_us)
+        inputs = tuple([binary_tensor(piece, tail[piece.start : piece.stop]) for piece in self.slices])
         return V2Request(None, inputs, self.wanted, self.timeout_us)
 
 
@@ -244,7 +215,7 @@ class V2Codec:
         framed = None if tail or self._frame is None else self._read_framed(self._frame, text)
         if framed is not None:
             return framed
-        reader = _Reader(text, tail)
+        reader = RequestReader(text, tail)
         request = reader.read(self._parse(text), self._inputs, self._outputs)
         self._remember(reader, text, tail, request)
         return request
@@ -272,7 +243,7 @@ class V2Codec:
             return None, body
         return body[:length], body[length:] if len(body) <= _COPIED_BYTES else memoryview(body)[length:]
 
-    def _remember(self, reader: _Reader, text: bytes, tail: Buffer, request: V2Request) -> None:
+    def _remember(self, reader: RequestReader, text: bytes, tail: Buffer, request: V2Request) -> None:
         if len(reader.slices) == len(self._inputs):
             if len(text) <= _REMEMBERED_BYTES and request.id is None:
                 slices = tuple(reader.slices[spec.name] for spec in self._inputs)
@@ -286,7 +257,7 @@ class V2Codec:
         if numbers is None:
             return None
         try:
-            array = _numbers(self._parse(numbers, start=b"["), frame.spec.dtype, frame.shape, at="data")
+            array = read_numbers(self._parse(numbers, start=b"["), frame.spec.dtype, frame.shape, at="data")
         except LightshipError:
             return None  # read whole, it will be refused with the right words
         # A copy again, for what is handed on outlives the array, and views of it cost more than so few bytes.
@@ -406,318 +377,6 @@ def _read_raw_form(tail: Buffer, inputs: Sequence[TensorSpec], outputs: Sequence
     return V2Request(None, (PackedTensor(spec.name, spec.dtype, shape, tail),), wanted)
 
 
-class _Reader:
-    """Reads one request. Counts the arrays it has seen, to know that there are no others inside the numbers."""
-
-    def __init__(self, text: bytes, tail: Buffer) -> None:
-        self._text = text
-        self._tail = tail
-        self._at = 0
-        self._arrays = 0
-        self._leaves: list[tuple[str, Any]] = []
-        self.slices: dict[str, _Slice] = {}  # of the tensors in the binary part
-
-    def read(self, document: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> V2Request:
-        keys = _keys(document, _REQUEST_KEYS, at="the request")
-        parameters = _parameters(document["parameters"], at="parameters") if "parameters" in keys else {}
-        if "inputs" not in keys:
-            raise InvalidInput("The request must have 'inputs'.")
-        tensors = self._read_inputs(document["inputs"], {spec.name: spec for spec in inputs})
-        binary = _flag(parameters, "binary_data_output", at="parameters")
-        names = [spec.name for spec in outputs]
-        if "outputs" in keys:
-            wanted = self._read_outputs(document["outputs"], names, binary=binary)
-        else:
-            wanted = tuple(Wanted(name, binary) for name in names)
-        self._refuse_hidden_arrays()
-        if self._at != len(self._tail):
-            raise InvalidInput(
-                f"The binary part must have as many bytes as the 'binary_data_size' of all inputs ({self._at}). "
-                f"Got {len(self._tail)}."
-            )
-        return V2Request(
-            id=_id(document["id"]) if "id" in keys else None,
-            inputs=tuple(tensors[spec.name] for spec in inputs),
-            wanted=wanted,
-            timeout_us=_timeout(parameters),
-        )
-
-    def _read_inputs(self, array: Any, specs: Mapping[str, TensorSpec]) -> dict[str, PackedTensor]:
-        if not isinstance(array, simdjson.Array):
-            raise InvalidInput("'inputs' must be a list.")
-        self._arrays += 1
-        if len(array) > len(specs):
-            raise InvalidInput(f"'inputs' must have {len(specs)} entries: {_names(specs)}. Got {len(array)}.")
-        tensors: dict[str, PackedTensor] = {}
-        for index, entry in enumerate(array):
-            at = f"inputs[{index}]"
-            keys = _keys(entry, _INPUT_KEYS, at=at)
-            name = _text(entry, "name", keys, at=at)
-            spec = specs.get(name)
-            if spec is None:
-                raise InvalidInput(f"{at}.name must be one of {_names(specs)}. Got {name[:80]!r}.")
-            if name in tensors:
-                raise InvalidInput(f"{at}.name {name!r} is there twice.")
-            tensors[name] = self._read_input(entry, keys, spec, at=at)
-        if missing := [name for name in specs if name not in tensors]:
-            raise InvalidInput(f"'inputs' must have {_names(specs)}. Missing: {_names(missing)}.")
-        return tensors
-
-    def _read_input(self, entry: Any, keys: frozenset[str], spec: TensorSpec, *, at: str) -> PackedTensor:
-        dtype = _text(entry, "datatype", keys, at=at)
-        if dtype != spec.dtype:
-            raise InvalidTensor(f"{at}.datatype of {spec.name!r} must be {spec.dtype}. Got {dtype[:40]!r}.")
-        if "shape" not in keys:
-            raise InvalidInput(f"{at} must have 'shape'.")
-        self._arrays += 1
-        shape = _shape(entry["shape"], at=f"{at}.shape")
-        parameters = _parameters(entry["parameters"], at=f"{at}.parameters") if "parameters" in keys else {}
-        if "binary_data_size" in parameters:
-            if "data" in keys:
-                raise InvalidInput(f"{at} must have either 'data' or the parameter 'binary_data_size', not both.")
-            return self._binary(spec, shape, parameters["binary_data_size"], at=at)
-        if "data" not in keys:
-            raise InvalidInput(f"{at} must have 'data', or the parameter 'binary_data_size'.")
-        return self._json(spec, shape, entry["data"], parameters, at=at)
-
-    def _binary(self, spec: TensorSpec, shape: tuple[int, ...], size: object, *, at: str) -> PackedTensor:
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise InvalidInput(f"{at}.parameters.binary_data_size must be a number of bytes. Got {size!r}.")
-        left = len(self._tail) - self._at
-        if size > left:
-            raise InvalidInput(f"{at}.parameters.binary_data_size is {size}; only {left} bytes are left in the body.")
-        start, self._at = self._at, self._at + size
-        count = math.prod(shape)
-        if spec.dtype == "BYTES":
-            if count * 4 > size:
-                raise InvalidTensor(f"{at}.shape {list(shape)} needs at least {count * 4} bytes. Got {size}.")
-        elif count * ITEM_BYTES[spec.dtype] != size:
-            raise InvalidTensor(
-                f"{at}.shape {list(shape)} of {spec.dtype} needs {count * ITEM_BYTES[spec.dtype]} bytes. Got {size}."
-            )
-        piece = self.slices[spec.name] = _Slice(spec, shape, start, self._at)
-        return _binary_tensor(piece, self._tail[start : self._at])
-
-    def _json(
-        self, spec: TensorSpec, shape: tuple[int, ...], data: Any, parameters: Mapping[str, object], *, at: str
-    ) -> PackedTensor:
-        if spec.dtype == "FP16":
-            raise InvalidTensor(f"{at}: FP16 has no JSON form in V2. Send {spec.name!r} in binary form.")
-        if not isinstance(data, simdjson.Array):
-            raise InvalidInput(f"{at}.data must be a list.")
-        self._check_nesting(data, shape, at=f"{at}.data")
-        if spec.dtype == "BYTES":
-            return PackedTensor(spec.name, spec.dtype, shape, pack_bytes(_texts(data, shape, parameters, at=at)))
-        if spec.dtype == "BOOL":
-            return pack(spec.name, spec.dtype, _booleans(data, shape, at=f"{at}.data"))
-        return pack(spec.name, spec.dtype, _numbers(data, spec.dtype, shape, at=f"{at}.data"))
-
-    def _check_nesting(self, data: Any, shape: tuple[int, ...], *, at: str) -> None:
-        """Data is flat, or nested exactly as its shape says."""
-        if len(shape) == 1 or not (len(data) and isinstance(data[0], simdjson.Array)):
-            self._leaf(data, math.prod(shape), at=at)
-        else:
-            self._nested(data, shape, at=at)
-
-    def _nested(self, data: Any, shape: tuple[int, ...], *, at: str) -> None:
-        if len(shape) == 1:
-            self._leaf(data, shape[0], at=at)
-            return
-        self._arrays += 1
-        if len(data) != shape[0]:
-            raise InvalidTensor(f"{at} must have {shape[0]} entries, as its shape says. Got {len(data)}.")
-        for index, entry in enumerate(data):
-            if not isinstance(entry, simdjson.Array):
-                raise InvalidTensor(f"{at}[{index}] must be a list of {shape[1]} entries, as the shape says.")
-            self._nested(entry, shape[1:], at=f"{at}[{index}]")
-
-    def _leaf(self, data: Any, size: int, *, at: str) -> None:
-        if len(data) != size:
-            raise InvalidTensor(f"{at} must have {size} values, as its shape says. Got {len(data)}.")
-        self._arrays += 1
-        self._leaves.append((at, data))
-
-    def _read_outputs(self, array: Any, names: Sequence[str], *, binary: bool) -> tuple[Wanted, ...]:
-        if not isinstance(array, simdjson.Array):
-            raise InvalidInput("'outputs' must be a list.")
-        self._arrays += 1
-        if len(array) > len(names):
-            raise InvalidInput(f"'outputs' must have at most {len(names)} entries: {_names(names)}. Got {len(array)}.")
-        wanted: dict[str, Wanted] = {}
-        entry: Any
-        for index, entry in enumerate(array):
-            at = f"outputs[{index}]"
-            keys = _keys(entry, _OUTPUT_KEYS, at=at)
-            name = _text(entry, "name", keys, at=at)
-            if name not in names:
-                raise InvalidInput(f"{at}.name must be one of {_names(names)}. Got {name[:80]!r}.")
-            if name in wanted:
-                raise InvalidInput(f"{at}.name {name!r} is there twice.")
-            parameters = _parameters(entry["parameters"], at=f"{at}.parameters") if "parameters" in keys else {}
-            if "classification" in parameters:
-                raise InvalidInput(f"{at}.parameters.classification is not offered here. Ask for the output itself.")
-            wanted[name] = Wanted(name, _flag(parameters, "binary_data", at=f"{at}.parameters", default=binary))
-        return tuple(wanted.values()) or tuple(Wanted(name, binary) for name in names)
-
-    def _refuse_hidden_arrays(self) -> None:
-        """Refuse lists inside what should be numbers: simdjson would take ``[[1], 2]`` for ``[1, 2]``.
-
-        Every array has one ``[``. As many in the text as arrays were seen: there can be no others. More: there are, or
-        a string holds one, and only a look at each value tells.
-        """
-        if self._text.count(b"[") == self._arrays:
-            return
-        for at, leaf in self._leaves:
-            if any(isinstance(value, simdjson.Array) for value in leaf):
-                raise InvalidTensor(f"{at} must hold plain values here; it holds a list.")
-
-
-def _keys(value: Any, allowed: frozenset[str], *, at: str) -> frozenset[str]:
-    if not isinstance(value, simdjson.Object):
-        raise InvalidInput(f"{at} must be a JSON object.")
-    keys = list(value.keys())
-    found = frozenset(keys)
-    if len(keys) != len(found):
-        raise InvalidInput(f"{at} has a key twice.")
-    if unknown := found - allowed:
-        raise InvalidInput(f"{at} must have only the keys {_names(sorted(allowed))}. Got {sorted(unknown)[0][:80]!r}.")
-    return found
-
-
-def _binary_tensor(piece: _Slice, data: Buffer) -> PackedTensor:
-    """Return the tensor with these bytes, of the right size. Two dtypes have bytes that are no values.
-
-    Raises:
-        InvalidTensor: says which element.
-    """
-    spec = piece.spec
-    if spec.dtype == "BYTES":
-        unpack_bytes(data, math.prod(piece.shape), what=f"input {spec.name!r}")
-    elif spec.dtype == "BOOL" and data and max(data) > 1:
-        raise InvalidTensor(f"Input {spec.name!r}: a byte of BOOL must be 0 or 1. Got {max(data)}.")
-    return PackedTensor(spec.name, spec.dtype, piece.shape, data)
-
-
-def _parameters(value: Any, *, at: str) -> dict[str, object]:
-    if not isinstance(value, simdjson.Object):
-        raise InvalidInput(f"{at} must be a JSON object.")
-    keys = list(value.keys())
-    if len(keys) != len(set(keys)):
-        raise InvalidInput(f"{at} has a key twice.")
-    members: Any = value
-    found: dict[str, object] = {}
-    for key in keys:
-        item: object = members[key]
-        if isinstance(item, simdjson.Object | simdjson.Array):
-            raise InvalidInput(f"{at}.{key[:80]} must be a text, a number or a truth value.")
-        found[key] = item
-    return found
-
-
-def _text(entry: Any, key: str, keys: frozenset[str], *, at: str) -> str:
-    value: object = entry[key] if key in keys else None
-    if not isinstance(value, str):
-        raise InvalidInput(f"{at} must have a text {key!r}.")
-    return value
-
-
-def _flag(parameters: Mapping[str, object], key: str, *, at: str, default: bool = False) -> bool:
-    value = parameters.get(key, default)
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{at}.{key} must be true or false. Got {str(value)[:40]!r}.")
-    return value
-
-
-def _id(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _MOST_ID_CHARACTERS:
-        raise InvalidInput(f"'id' must be a text of at most {_MOST_ID_CHARACTERS} characters.")
-    return value
-
-
-def _timeout(parameters: Mapping[str, object]) -> int | None:
-    value = parameters.get("timeout")
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_TIMEOUT_US:
-        raise InvalidInput(
-            f"parameters.timeout must be microseconds from 1 to {_MOST_TIMEOUT_US}. Got {str(value)[:40]!r}."
-        )
-    return value
-
-
-def _shape(value: object, *, at: str) -> tuple[int, ...]:
-    if not isinstance(value, simdjson.Array) or not 1 <= len(value) <= _MOST_DIMENSIONS:
-        raise InvalidTensor(f"{at} must be a list of 1 to {_MOST_DIMENSIONS} sizes.")
-    shape = []
-    for size in value:
-        if type(size) is not int or not 1 <= size <= _LARGEST_DIMENSION:
-            got = "a list or an object" if isinstance(size, simdjson.Array | simdjson.Object) else repr(str(size)[:40])
-            raise InvalidTensor(f"{at} must hold whole numbers from 1 on. Got {got}.")
-        shape.append(size)
-    return tuple(shape)
-
-
-def _numbers(data: Any, dtype: str, shape: tuple[int, ...], *, at: str) -> np.ndarray:
-    """Return flat or nested JSON numbers as an array of ``dtype``."""
-    kind = "d" if dtype not in _INTEGERS else "u" if dtype.startswith("U") else "i"
-    what = "whole numbers" if kind != "d" else "numbers"
-    try:
-        wide = np.frombuffer(data.as_buffer(of_type=kind), dtype=_WIDE[kind])
-    except (TypeError, ValueError):
-        raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; it holds something else.") from None
-    if wide.size != math.prod(shape):
-        raise InvalidTensor(f"{at} must have {math.prod(shape)} values, as its shape says. Got {wide.size}.")
-    if dtype == "FP32" and wide.dot(wide) <= _SAFE_SQUARES:
-        return wide.astype(np.float32).reshape(shape)
-    with np.errstate(over="ignore"):
-        array = wide.astype(DTYPES[dtype])
-        if kind == "d":
-            # The sum of squares is finite if all are; if it is not, a large number may be the reason.
-            exact = math.isfinite(float(np.dot(array, array))) or bool(np.isfinite(array).all())
-        else:
-            exact = array.itemsize == wide.itemsize or bool((array == wide).all())
-    if not exact:
-        raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; one is out of it.")
-    return array.reshape(shape)
-
-
-def _flat(data: Any) -> list[Any]:
-    values: list[Any] = []
-    for value in data:
-        if isinstance(value, simdjson.Array):
-            values += _flat(value)
-        else:
-            values.append(value)
-    return values
-
-
-def _booleans(data: Any, shape: tuple[int, ...], *, at: str) -> np.ndarray:
-    values = _flat(data)
-    if any(type(value) is not bool and not (type(value) is int and value in (0, 1)) for value in values):
-        raise InvalidTensor(f"{at} must hold true and false (or 1 and 0).")
-    if len(values) != math.prod(shape):
-        raise InvalidTensor(f"{at} must have {math.prod(shape)} values, as its shape says. Got {len(values)}.")
-    return np.array(values, dtype=np.bool_).reshape(shape)
-
-
-def _texts(data: Any, shape: tuple[int, ...], parameters: Mapping[str, object], *, at: str) -> list[bytes]:
-    """Return the elements of a BYTES tensor: texts as UTF-8, or what base64 texts stand for."""
-    values = _flat(data)
-    if any(not isinstance(value, str) for value in values):
-        raise InvalidTensor(f"{at}.data of BYTES must hold texts.")
-    if len(values) != math.prod(shape):
-        raise InvalidTensor(f"{at}.data must have {math.prod(shape)} values, as its shape says. Got {len(values)}.")
-    content_type = parameters.get("content_type")
-    if content_type is None:
-        return [value.encode() for value in values]
-    if content_type != "base64":
-        raise InvalidInput(f"{at}.parameters.content_type must be 'base64' or absent. Got {str(content_type)[:40]!r}.")
-    try:
-        return [base64.b64decode(value, validate=True) for value in values]
-    except (binascii.Error, ValueError):
-        raise InvalidTensor(f"{at}.data must hold base64 (RFC 4648, with padding, without line breaks).") from None
-
-
 def _json_values(tensor: PackedTensor) -> list[Any]:
     """Return a tensor's values, flat, for JSON."""
     if tensor.dtype == "FP16":
@@ -735,7 +394,3 @@ def _json_values(tensor: PackedTensor) -> list[Any]:
             "(parameters.binary_data)."
         )
     return values
-
-
-def _names(names: Sequence[str] | Mapping[str, object] | list[str]) -> str:
-    return ", ".join(repr(name) for name in names)
