@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto
+from tests.imports import conftest as graphs
 from tests.pipeline import optimized_models as models
 
 import lightship
@@ -317,6 +319,43 @@ def test_without_rows_a_lossy_pass_is_refused(home):
     """Nobody could judge it."""
     with pytest.raises(InvalidInput, match=r"'int8-dynamic' changes answers.*--data"):
         optimize_bundle("digits:1", passes=["int8-dynamic"], home=home)
+
+
+RANDOM = np.random.default_rng(2)
+FORMS = {
+    "one row at a time": (graphs.linear(1), {"x": RANDOM.normal(size=(500, 4)).astype(np.float32)}),
+    "texts": (
+        graphs.texts(),
+        {"city": np.array(["a", "yes", "b", "é"] * 125), "size": RANDOM.normal(size=(500, 3)).astype(np.float32)},
+    ),
+    "no rows": (
+        graphs.model([graphs.node("ReduceMean", ["x"], ["y"], keepdims=0)],
+                     [graphs.info("x", ["n", 3])], [graphs.info("y", [])]),
+        {"x": RANDOM.normal(size=(500, 7, 3)).astype(np.float32)},
+    ),
+    "integers": (
+        graphs.model([graphs.node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)],
+                     [graphs.info("x", ["N", 6])], [graphs.info("y", ["N"], TensorProto.INT64)]),
+        {"x": RANDOM.normal(size=(500, 6)).astype(np.float32)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_of_every_form_are_judged_and_released(propose, tmp_path, form):
+    """A fixed batch, texts, whole inputs, answers that are integers: with rows and without."""
+    graph, rows = FORMS[form]
+    (tmp_path / "model.onnx").write_bytes(graph)
+    home = Home(tmp_path / "home")
+    import_model(tmp_path / "model.onnx", name="m", home=home)
+    propose({"same": graph}, graph)
+
+    without = optimize_bundle("m:1", home=home)
+    judged = optimize_bundle("m:1", data=rows, home=home)
+
+    assert (without.version, judged.version) == (2, 3)
+    with lightship.load("m:3", home=home) as model:
+        assert model.variant == "same"
 
 
 # -- what can go wrong ------------------------------------------------------------------------------------------------

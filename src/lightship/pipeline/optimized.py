@@ -33,6 +33,7 @@ from lightship.optimize.search import SearchResult, SearchSettings, search
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
 from lightship.pipeline.given_rows import GivenRows, pick_output
 from lightship.pipeline.optimized_release import Passed, release_variant
+from lightship.pipeline.release_report import write_optimized_report
 from lightship.pipeline.variant_golden import answers_to
 from lightship.pipeline.variant_look import Subject, VariantLook
 from lightship.registry.database import open_database
@@ -75,7 +76,7 @@ class OptimizedRelease:
         outcomes: what became of each candidate that was proposed to the gate.
         evidence: that the new release rests on.
         words: what people should know, one line each.
-        report: the JSON file that keeps all of this.
+        report: the JSON file that keeps all of this; the page for people stands beside it (``.html``).
     """
 
     name: str
@@ -378,7 +379,7 @@ class _Work:
         subject = self._parent.subject
         runner = subject.runner(threads=1)
         try:
-            row = {name: array[0] for name, array in probe.inputs.items()}
+            row = {name: array[:1].reshape(array.shape[1:]) for name, array in probe.inputs.items()}
             answers = answers_to(runner, row, batched=probe.batched)
         finally:
             runner.close()
@@ -592,9 +593,9 @@ class _Work:
             )
         )
 
-    @staticmethod
-    def _reported(result: OptimizedRelease) -> OptimizedRelease:
+    def _reported(self, result: OptimizedRelease) -> OptimizedRelease:
         write_atomic(result.report, json.dumps(result.to_json(), indent=1).encode())
+        write_optimized_report(self._home, result)
         return result
 
 

@@ -313,8 +313,10 @@ class VariantLook:
         for style in STYLES[:3]:
             for number in range(_DRAWN_ROWS // 3):
                 inputs = draw(subject.interface.inputs, {**sizes, BATCH: 1}, number=1_000 + number, style=style)
-                rows.append({name: array[0] for name, array in inputs.items()} if subject.batched else inputs)
-        return [{name: np.asarray(array) for name, array in row.items()} for row in rows]
+                if subject.batched:
+                    inputs = {name: array.reshape(array.shape[1:]) for name, array in inputs.items()}
+                rows.append(inputs)
+        return rows
 
     def _failed(self, check: str, why: str) -> Evidence:
         return Evidence(check, Verdict.FAILED, self._subjects, why[:1000], {}, {})

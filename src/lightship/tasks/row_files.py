@@ -149,7 +149,8 @@ def read_rows(
     """
     if isinstance(path, Mapping):
         what = "The rows"
-        return RowFile("arrays", _Arrays(dict(path), interface, label=label, what=what, prefix="row"), interface, task)
+        given = {name: array.astype(object) if array.dtype.kind in "SU" else array for name, array in path.items()}
+        return RowFile("arrays", _Arrays(given, interface, label=label, what=what, prefix="row"), interface, task)
     path = Path(path)
     source = str(path)
     if not os.path.lexists(path):
