@@ -70,9 +70,11 @@ def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
 
 
 def _promise(plan: Plan) -> tuple[int, int, bool, int, str]:
+    """Rank a plan: the first is tried first."""
     made_for_it = sum(plan.engine != each.engines[0] for each in plan.passes)
     lossy = sum(not each.lossless for each in plan.passes)
-    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, len(plan.name), plan.name)
+    cost = len(plan.passes) + plan.needs_calibration
+    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, cost, plan.name)
 
 
 def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:
