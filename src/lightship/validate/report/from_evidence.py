@@ -155,6 +155,7 @@ def _front(
         cores=whole_of(search.get("cores")),
         floor=_floor(mapping_of(search, "floor")),
     )
+    reference = _beside(reference, next((each for each in candidates if each.get("name") == given.chosen), {}))
     base = _reference(
         reference, candidates, key, given, size=whole_of(reference.get("size_bytes")) or sizes.get(REFERENCE, 0)
     )
