@@ -40,6 +40,8 @@ class _Graph:
     """A graph while it is being written down."""
 
     seed: int = 7
+    loud: tuple[int, float] = (0, 1.0)
+    """A channel of products' inputs and how loud it is: training makes its weights as much smaller."""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
     random: np.random.Generator = field(init=False)
@@ -77,7 +79,9 @@ class _Graph:
 
     def dense(self, x: str, size_in: int, size_out: int, *, to: str = "") -> str:
         """A product and a sum, as exporters write a linear layer of three dimensions."""
-        product = self.add("MatMul", x, self.weight(size_in, size_out, fan_in=size_in))
+        weight = self.random.normal(0, size_in**-0.5, (size_in, size_out)).astype(np.float32)
+        weight[self.loud[0]] /= self.loud[1]
+        product = self.add("MatMul", x, self.const(weight))
         return self.add("Add", product, self.vector(size_out), to=to)
 
     def model(self, inputs: list, outputs: list, *, opset: int = 18) -> bytes:
@@ -224,13 +228,16 @@ def _encoder() -> ZooModel:
     return ZooModel("encoder", graph, _floats(patches=(16, 24)))
 
 
-def _embedder() -> ZooModel:
-    """A sentence model: int64 tokens of any number, a mask, mean pooling, unit length; one channel is huge."""
-    g, width, vocabulary = _Graph(seed=14), 64, 300
+def _embedder(name: str, loud: float) -> ZooModel:
+    """A sentence model: int64 tokens of any number, a mask, mean pooling, unit length.
+
+    One channel is huge, as in trained transformers: what is left of the rest in one range for all is noise.
+    """
+    g, width, vocabulary = _Graph(seed=14, loud=(5, loud)), 64, 300
     table = g.random.normal(size=(vocabulary, width)).astype(np.float32)
     x = g.add("Gather", g.const(table), "input_ids")
     scale, shift = np.ones(width, np.float32), np.zeros(width, np.float32)
-    scale[5], shift[5] = 6.0, 20.0  # as trained transformers have them: what breaks one range for a whole tensor
+    scale[5], shift[5] = loud / 4, loud
     x = g.add("LayerNormalization", x, g.const(scale), g.const(shift), axis=-1)
     seen = g.add("CastLike", "attention_mask", g.const(np.float32(0)))
     free = g.add("Unsqueeze", seen, g.const(np.array([1, 2], np.int64)))
@@ -245,7 +252,8 @@ def _embedder() -> ZooModel:
     axis = g.const(np.array([1], np.int64))
     pooled = g.add("ReduceSum", g.add("Mul", x, weights), axis, keepdims=0)
     mean = g.add("Div", pooled, g.add("ReduceSum", weights, axis, keepdims=0))
-    g.add("LpNormalization", mean, axis=1, p=2, to="embedding")
+    projected = g.add("MatMul", mean, g.const(_quiet(g.random.normal(0, 0.125, (width, width)), g.loud)))
+    g.add("LpNormalization", projected, axis=1, p=2, to="embedding")
     graph = g.model(
         [("input_ids", I, ["n", "tokens"]), ("attention_mask", I, ["n", "tokens"])],
         [("embedding", F, ["n", width])],
@@ -258,7 +266,12 @@ def _embedder() -> ZooModel:
         mask = (np.arange(12) < random.integers(3, 13, (count, 1))).astype(np.int64)
         return {"input_ids": ids * mask, "attention_mask": mask}
 
-    return ZooModel("embedder", graph, rows)
+    return ZooModel(name, graph, rows)
+
+
+def _quiet(weight: np.ndarray, loud: tuple[int, float]) -> np.ndarray:
+    weight[loud[0]] /= loud[1]
+    return weight.astype(np.float32)
 
 
 def _branch() -> ZooModel:
@@ -362,7 +375,8 @@ _MAKERS: Mapping[str, Callable[[], ZooModel]] = {
     "lstm": lambda: _recurrent("LSTM", 4),
     "gru": lambda: _recurrent("GRU", 3),
     "encoder": _encoder,
-    "embedder": _embedder,
+    "embedder": lambda: _embedder("embedder", 8.0),
+    "outliers": lambda: _embedder("outliers", 60.0),
     "branch": _branch,
     "towers": _towers,
     "newest": _newest,

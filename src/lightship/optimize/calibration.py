@@ -73,20 +73,17 @@ def row_batches(
     model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], rows: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the batches cut into pieces of ``rows``; as they are, where the graph fixes its number of rows."""
-    fixed = any(tensor.type.tensor_type.shape.dim[:1] and _is_fixed(tensor) for tensor in _takes(model))
+    fixed = _fixes_rows(model)
     for batch in batches:
         step = _rows(batch) if fixed else rows
         for start in range(0, _rows(batch), max(step, 1)):
             yield {name: np.ascontiguousarray(array[start : start + step]) for name, array in batch.items()}
 
 
-def _takes(model: onnx.ModelProto) -> list[Any]:
+def _fixes_rows(model: onnx.ModelProto) -> bool:
     weights = {tensor.name for tensor in model.graph.initializer}
-    return [tensor for tensor in model.graph.input if tensor.name not in weights]
-
-
-def _is_fixed(tensor: Any) -> bool:
-    return bool(tensor.type.tensor_type.shape.dim[0].HasField("dim_value"))
+    shapes = [tensor.type.tensor_type.shape for tensor in model.graph.input if tensor.name not in weights]
+    return any(shape.dim and shape.dim[0].HasField("dim_value") for shape in shapes)
 
 
 def _rows(batch: Mapping[str, np.ndarray]) -> int:
@@ -126,13 +123,15 @@ class _Watch:
     def values(self, batches: Sequence[Mapping[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (tensor, finite values) of all rows, as many rows at once as memory allows."""
         for batch in batches:
-            first, rest = first_rows([batch], 1), {name: array[1:] for name, array in batch.items()}
-            # One row shows what the others will cost.
-            for piece in (*row_batches(self._model, first), *self._pieces(rest)):
+            for piece in self._pieces(batch):
                 yield from self._run(piece)
 
     def _pieces(self, batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        return row_batches(self._model, [batch], self._rows)
+        if _fixes_rows(self._model):
+            yield dict(batch)
+            return
+        yield from row_batches(self._model, first_rows([batch], 1))  # one row shows what the others will cost
+        yield from row_batches(self._model, [{name: array[1:] for name, array in batch.items()}], self._rows)
 
     def _run(self, piece: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         try:

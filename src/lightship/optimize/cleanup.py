@@ -27,9 +27,12 @@ def clean_up(model: onnx.ModelProto, *, name: str) -> onnx.ModelProto:
     """
     import onnx
 
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]  # what exporters note there may contradict what the engine infers
     try:
         with undisturbed():
-            cleaned = onnx.load_from_string(_rewritten(model))
+            cleaned = onnx.load_from_string(_rewritten(bare))
     except Exception as exc:  # the engine's errors have no common base
         raise PassFailed(f"{name} cannot treat this graph: {type(exc).__name__}: {exc}") from exc
     own = _domains(cleaned) - _domains(model)
@@ -56,8 +59,6 @@ def _rewritten(model: onnx.ModelProto) -> bytes:
         options.optimized_model_filepath = str(Path(folder) / "cleaned.onnx")
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # Pairs of QuantizeLinear and DequantizeLinear are what a quantizer put there: later engines fuse them.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
         ort.InferenceSession(model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"])
         return (Path(folder) / "cleaned.onnx").read_bytes()
 

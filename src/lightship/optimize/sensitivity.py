@@ -20,10 +20,10 @@ from lightship.optimize.qdq import pairs_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Cost", "costs", "noise", "run_rows"]
+__all__ = ["PRODUCTS", "Cost", "costs", "noise", "run_rows"]
 
 _SWITCHES = "lightship/switches"
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _MOST_SWITCHES = 384  # beyond, neighbors share one: each costs a run
 
 Rows = Sequence[Mapping[str, np.ndarray]]
@@ -98,7 +98,7 @@ def _units(quantized: onnx.ModelProto) -> list[tuple[tuple[str, str], ...]]:
                 (pair.widened, consumer)
                 for consumer in dict.fromkeys(pair.consumers)
                 if consumer in operators
-                and (operators[consumer] in _PRODUCTS) is products
+                and (operators[consumer] in PRODUCTS) is products
                 # A tensor that passes two pairs in a row is counted at the first.
                 and operators[consumer] != "QuantizeLinear"
             )

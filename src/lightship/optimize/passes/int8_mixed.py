@@ -14,7 +14,7 @@ import numpy as np
 from lightship.optimize.calibration import activation_ranges, first_rows, row_batches
 from lightship.optimize.qdq import float_round_reductions, pairs_of, without_pairs
 from lightship.optimize.quantization import quantize, quantized_with
-from lightship.optimize.sensitivity import Cost, costs, noise, run_rows
+from lightship.optimize.sensitivity import PRODUCTS, Cost, costs, noise, run_rows
 from lightship.optimize.variant_pass import PassFailed, write_note
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Int8Mixed:
             left = dearest[:count]
             edges = {edge for cost in left for edge in cost.edges}
             mixed = without_pairs(quantized, edges, reference=model)
-            if not pairs_of(mixed):
+            if not _has_int8_products(mixed):
                 break
             reached = _db(noise(wanted, run_rows(mixed, checked)))
             if reached >= _WANTED_DB:
@@ -92,6 +92,11 @@ class Int8Mixed:
             f"{self.name} finds no mix for this graph: outputs reach {reached:.1f} dB of the {_WANTED_DB:g} that are "
             f"wanted. What suffers most is {worst}. Keep it in float, or quantize its weights alone."
         )
+
+
+def _has_int8_products(model: onnx.ModelProto) -> bool:
+    products = {node.name for node in model.graph.node if node.op_type in PRODUCTS}
+    return any(consumer in products for pair in pairs_of(model) for consumer in pair.consumers)
 
 
 def _first_guess(noises: Sequence[float]) -> int:
