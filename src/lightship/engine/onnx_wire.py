@@ -7,18 +7,19 @@ copy of all weights. Field numbers are those of onnx.proto.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 from lightship.errors import InvalidInput
 from lightship.types import Dim, Interface, TensorSpec
 
-__all__ = ["interface_of", "named_dims", "operators_of", "top_fields", "varint"]
+__all__ = ["Operator", "interface_of", "named_dims", "operators_of", "top_fields", "varint"]
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _FUNCTION = 7, 25
 _NODE, _FUNCTION_NODE = 1, 7
 _OPERATOR, _ATTRIBUTE = 4, 5
-_GRAPHS = (6, 11)  # of an attribute: one, or a list
+_INTEGERS, _STRING, _GRAPHS = (3, 8), 4, (6, 11)  # of an attribute: one, or a list
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
 _TENSOR_NAME = 8
 _NAME, _TYPE = 1, 2
@@ -55,8 +56,33 @@ def interface_of(graph: bytes) -> Interface:
     )
 
 
-def operators_of(graph: bytes) -> Iterator[str]:
-    """Yield the type of every operator, of graphs inside of operators and of functions as well."""
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator of a file: its type, and where its attributes stand."""
+
+    kind: str
+    _data: bytes
+    _attributes: dict[str, Field]
+
+    def integers(self, name: str) -> list[int]:
+        """Return an attribute that is an integer, or some; without it none. Negative ones are not told from large."""
+        found = self._attributes.get(name)
+        numbers: list[int] = []
+        for number, start, stop in top_fields(self._data, *found[1:]) if found else ():
+            at = start
+            while number in _INTEGERS and at < stop:  # a list may stand in one piece
+                value, at = varint(self._data, at, stop)
+                numbers.append(value)
+        return numbers
+
+    def text(self, name: str) -> str:
+        """Return an attribute that is a text; without it an empty one."""
+        found = self._attributes.get(name)
+        return _text(self._data, found, _STRING) if found else ""
+
+
+def operators_of(graph: bytes) -> Iterator[Operator]:
+    """Yield every operator, those of graphs inside of operators and of functions as well."""
     waiting = [
         (start, stop, _FUNCTION_NODE if number == _FUNCTION else _NODE)
         for number, start, stop in top_fields(graph)
@@ -67,11 +93,13 @@ def operators_of(graph: bytes) -> Iterator[str]:
         for node in top_fields(graph, start, stop):
             if node[0] != nodes:
                 continue
-            yield _text(graph, node, _OPERATOR)
+            attributes = {}
             for attribute in top_fields(graph, node[1], node[2]):
                 if attribute[0] == _ATTRIBUTE:
+                    attributes[_text(graph, attribute, _NAME)] = attribute
                     inner = top_fields(graph, attribute[1], attribute[2])
                     waiting += [(one, other, _NODE) for number, one, other in inner if number in _GRAPHS]
+            yield Operator(_text(graph, node, _OPERATOR), graph, attributes)
 
 
 def named_dims(shapes: Sequence[tuple[Dim, ...]]) -> Callable[[Dim], Dim]:

@@ -8,11 +8,12 @@ refused here, and the values that a graph may be given are bounded; ``docs/engin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from lightship.engine.onnx_wire import Operator
 from lightship.errors import InvalidInput
 from lightship.types import Interface
 
@@ -24,29 +25,72 @@ _NARROWED = {"INT64": _INT32.min, "UINT64": 0, "UINT32": 0}
 _ENDS = frozenset({2**63 - 1, -(2**63), 1 - 2**63, 2**64 - 1})
 """Integers that exporters write for "up to the end" and "no bound"; cut to 32 bits they mean the same."""
 
-_MISREAD = dict.fromkeys(
-    ("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength",
-     "SequenceMap", "SplitToSequence", "ConcatFromSequence"), "one with fixed positions",
-)  # fmt: skip
+# Operators of ONNX that it answers otherwise than the standard, with no word: all of a type, or with an attribute so.
+_MISREAD = {
+    **dict.fromkeys(
+        ("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength",
+         "SequenceMap", "SplitToSequence", "ConcatFromSequence"), "its positions are taken as fixed",
+    ),
+    **dict.fromkeys(
+        ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        "it draws random numbers, and no seed makes them the same",
+    ),
+    "Attention": "masks and windows are read in another way",
+    "BitShift": "it saturates and takes no negative numbers",
+    "DFT": "its axis is another one",
+}  # fmt: skip
+
+
+def _recurrent(operator: Operator) -> bool:
+    return operator.integers("layout") == [1]
+
+
+def _resize(operator: Operator) -> bool:
+    policy = operator.text("keep_aspect_ratio_policy")
+    return policy not in ("", "stretch") or any(operator.integers(name) == [1] for name in ("antialias", _EXCLUDE))
+
+
+def _pool(operator: Operator) -> bool:
+    """Tell whether a last window may begin in the padding: then its output has another size."""
+    window, steps = operator.integers("kernel_shape"), operator.integers("strides")
+    beyond = any(step > size for step, size in zip(steps, window, strict=False))
+    padded = any(operator.integers("pads")) or operator.text("auto_pad") not in ("", "NOTSET")
+    return operator.integers("ceil_mode") == [1] and (beyond or padded)
+
+
+_EXCLUDE = "exclude_outside"
+_MISREAD_SO: Mapping[str, tuple[Callable[[Operator], bool], str]] = {
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), (_recurrent, "`layout` 1 is not followed")),
+    "Resize": (_resize, "`antialias`, `exclude_outside` and `keep_aspect_ratio_policy` are not followed"),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), (_pool, "`ceil_mode` with padding gives another size")),
+    "SpaceToDepth": (lambda operator: operator.text("mode") == "CRD", "`mode` CRD is not followed"),
+}
 
 # Inputs of operators that hold positions and are not checked: by type, the number of the input.
 _UNCHECKED = {
     "GatherND": 1, "GatherElements": 1, "ScatterUpdate": 1, "ScatterElementsUpdate": 1, "ScatterNDUpdate": 1,
     "ReverseSequence": 1, "ROIAlign": 2, "LSTMSequence": 3, "GRUSequence": 2, "RNNSequence": 2,
+    "Tile": 1,
 }  # fmt: skip
 _SAFE_SOURCES = {"Constant", "ShapeOf", "NonZero", "TopK"}  # what they give lies inside of what they look at
 _PASSES_ON = {"Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
 
 
-def refuse_operators(operators: Iterable[str]) -> None:
+def refuse_operators(operators: Iterable[Operator]) -> None:
     """Refuse operators of the file that OpenVINO turns into something else.
 
     Raises:
         InvalidInput: names the operator.
     """
-    for kind in operators:
-        if kind in _MISREAD:
-            raise _refusal(f"it takes the operator {kind} for {_MISREAD[kind]}")
+    for operator in operators:
+        reason = _MISREAD.get(operator.kind, "")
+        if operator.kind in _MISREAD_SO:
+            is_wrong, why = _MISREAD_SO[operator.kind]
+            reason = why if is_wrong(operator) else ""
+        if reason:
+            raise _refusal(
+                f"of the operator {operator.kind} {reason}" if "`" in reason else f"{operator.kind}: {reason}"
+            )
 
 
 def refuse_wrong(model: Any, *, limited: bool = False) -> None:
@@ -69,7 +113,7 @@ def refuse_wrong(model: Any, *, limited: bool = False) -> None:
             _check_reshape(node)
         elif kind in _UNCHECKED and _comes_from_outside(node, _UNCHECKED[kind]):
             raise _refusal(
-                f"{kind} ({_name(node)}) takes positions computed from the inputs, which OpenVINO does not check"
+                f"{kind} ({_name(node)}) takes positions or sizes from the inputs, which OpenVINO does not check"
             )
 
 
