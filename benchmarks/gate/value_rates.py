@@ -15,7 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lightship.types import Interval, Verdict
-from lightship.validate.paired_losses import PairedNumbers, _student_tail
+from lightship.validate.paired_losses import PairedNumbers
+from lightship.validate.skewed_mean import student_tail
 from lightship.validate.statistics import wilson
 
 CONFIDENCE = 0.99
@@ -94,7 +95,7 @@ def tested(one: np.ndarray, two: np.ndarray, power: int, rng: np.random.Generato
     return [
         found.verdict is Verdict.PASSED,
         figure.p_noninferior <= ALPHA,
-        _student_tail(float(t), n - 1) <= ALPHA,
+        student_tail(float(t), n - 1) <= ALPHA,
         (1 + int((drawn <= t).sum())) / 201 <= ALPHA,
     ]
 

@@ -11,7 +11,8 @@ from scipy import stats
 from lightship.errors import InvalidInput, InvalidTensor
 from lightship.types import Verdict
 from lightship.validate.checks.noninferiority import check_noninferiority_of_numbers, check_noninferiority_of_tags
-from lightship.validate.paired_losses import PairedNumbers, PairedTags, _student_tail
+from lightship.validate.paired_losses import PairedNumbers, PairedTags
+from lightship.validate.skewed_mean import student_tail
 
 SUBJECTS = {"reference": "0" * 64}
 SHARED = 0.05 / 3
@@ -98,7 +99,7 @@ def test_figures_are_those_of_the_formulas():
 @pytest.mark.parametrize("degrees", [2, 9, 299, 100_000])
 def test_student_is_scipys(t, degrees):
     """Without scipy."""
-    assert _student_tail(t, degrees) == pytest.approx(stats.t.cdf(t, degrees), abs=1e-10)  # lgamma of large numbers
+    assert student_tail(t, degrees) == pytest.approx(stats.t.cdf(t, degrees), abs=1e-10)  # lgamma of large numbers
 
 
 def test_a_true_growth_of_the_margin_is_released_at_most_as_often_as_alpha_says():

@@ -11,8 +11,8 @@ A variant can be wrong in many ways that one figure does not see, so there are s
   where all answers point nearly the same way and every cosine is near 1.
 
 The bounds of broken rows, cosine and agreement hold for every distribution of the rows (``bounded_mean``); those of
-``snr_db`` and ``explained`` are Student's t on the logarithm of the mean error (docs/statistics.md says how often each
-errs). What nobody can bound is a kind of broken row of which none was seen: only its share.
+``snr_db`` and ``explained`` are Student's t and Hall's transformation (``skewed_mean``; docs/statistics.md says how
+often each errs). What nobody can bound is a kind of broken row of which none was seen: only its share.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from lightship.errors import InvalidInput, InvalidTensor
 from lightship.types import Interval, Json
 from lightship.validate.bounded_mean import clopper_pearson, mean_above
+from lightship.validate.skewed_mean import POWERS, p_values, sums_of
 
 __all__ = ["BROKEN_LOSS", "Fidelity", "FidelityBudget", "FidelityMeter"]
 
@@ -44,7 +44,7 @@ _ERROR_STEPS = 20  # a decade of squared error: half a decibel
 _ERROR_EDGES = 10.0 ** (np.arange(-20 * _ERROR_STEPS, 30 * _ERROR_STEPS + 1) / _ERROR_STEPS)
 _FINE = 5  # outputs of one value a row know their V only at the end: finer steps, one dimension
 _FINE_EDGES = 10.0 ** (np.arange(-20 * _ERROR_STEPS * _FINE, 30 * _ERROR_STEPS * _FINE + 1) / (_ERROR_STEPS * _FINE))
-_LARGEST = 1e75  # greater numbers are held here: their squares, and the squares of these, must stay finite
+_LARGEST, _LARGEST_ERROR = 1e45, 1e95  # greater numbers are held here: sums of their cubes must stay finite
 _MAX_DB = 300.0
 
 
@@ -221,7 +221,7 @@ class _Floats:
         self._scalar = True
         self._cells = np.zeros((len(_ERROR_EDGES) + 1, len(_LOSS_EDGES) + 1), dtype=np.int64)
         self._fine = np.zeros(len(_FINE_EDGES) + 1, dtype=np.int64)
-        self._moments = np.zeros(6)  # rows, sum E, sum S, sum E^2, sum S^2, sum E S
+        self._sums, self._finite, self._scale = np.zeros(len(POWERS)), 0, 0.0  # of signal and error, over the scale
         self._spread: dict[tuple[int, ...], _Spread] = {}
 
     def add(self, reference: np.ndarray, variant: np.ndarray, *, start: int) -> None:
@@ -250,8 +250,10 @@ class _Floats:
         if one.size:
             self._largest = max(self._largest, float(np.abs(one - two).max()))
         self._count(loss[finite], error)
-        e, s = np.minimum(error, _LARGEST**2), np.minimum(signal, _LARGEST**2)
-        self._moments += np.array([len(e), e.sum(), s.sum(), (e * e).sum(), (s * s).sum(), (e * s).sum()])
+        self._scale = self._scale or float(signal.mean() if signal.size else 0.0)
+        scale = self._scale or 1.0
+        self._finite += len(error)
+        self._sums += sums_of(*(np.minimum(each / scale, _LARGEST_ERROR) for each in (signal, error)))
         self._spread.setdefault(reference.shape[1:], _Spread()).add(one)
 
     def _count(self, loss: np.ndarray, error: np.ndarray) -> None:
@@ -302,32 +304,57 @@ class _Floats:
     def _variation(self) -> float:
         """Return V, the mean squared distance of the reference's answers from their mean; 0 if they are all alike."""
         degrees = sum(each.rows - 1 for each in self._spread.values() if each.rows)
-        if degrees < 1 or not self._moments[0]:
+        if degrees < 1 or not self._finite:
             return 0.0
         spread = sum(each.squares for each in self._spread.values()) / degrees
-        return spread if spread > _LEAST_SPREAD * self._moments[2] / self._moments[0] else 0.0
+        energy = self._mean(1, 0) * (self._scale or 1.0)
+        return spread if spread > _LEAST_SPREAD * energy else 0.0
+
+    def _mean(self, signal: int, error: int) -> float:
+        return float(self._sums[POWERS.index((signal, error))]) / max(self._finite, 1)
 
     def _snr(self, confidence: float) -> Interval | None:
-        n, e, s, ee, ss, es = self._moments.tolist()
-        if not n:
-            return Interval(-_MAX_DB, -_MAX_DB, -_MAX_DB, confidence=confidence, n=0)
-        if e <= 0 or s <= 0:
-            value = _MAX_DB if e <= 0 else -_MAX_DB
-            return Interval(value, value, value, confidence=confidence, n=int(n))
-        # The variance of log(mean E) - log(mean S), by the delta method.
-        variance = n * (ee / (e * e) + ss / (s * s) - 2 * es / (e * s))
-        radius = 10 / math.log(10) * _student(confidence, n) * math.sqrt(max(variance, 0.0) / max(n - 1, 1))
-        return _cut(10 * math.log10(s / e), radius if n > 1 else math.inf, -_MAX_DB, _MAX_DB, confidence, int(n))
+        signal, error = self._mean(1, 0), self._mean(0, 1)
+        if signal <= 0 or error <= 0:
+            value = _MAX_DB if self._finite and error <= 0 else -_MAX_DB
+            return Interval(value, value, value, confidence=confidence, n=self._finite)
+        low, high = _ratio_limits(dict(zip(POWERS, self._sums.tolist(), strict=True)), self._finite, confidence)
+        limits = [min(max(-10 * math.log10(each), -_MAX_DB), _MAX_DB) for each in (high, error / signal, low)]
+        return Interval(limits[1], limits[0], limits[2], confidence=confidence, n=self._finite)
 
     def _explained(self, spread: float, confidence: float) -> Interval | None:
-        n, e, _, ee, _, _ = self._moments.tolist()
-        if not spread or not n:
+        if not spread:
             return None
-        share = e / n / spread
-        deviation = math.sqrt(max(n * ee / (e * e) - 1, 0.0) / (n - 1)) if e > 0 and n > 1 else 0.0
-        reach = math.exp(min(_student(confidence, n) * deviation, 100.0))
-        low, high = 1 - min(share * reach, 1e6), 1 - share / reach
-        return Interval(max(1 - share, -1e6), low, high, confidence=confidence, n=int(n))
+        known = spread / (self._scale or 1.0)  # V itself is taken as known
+        share = self._mean(0, 1) / known
+        if share <= 0:
+            return Interval(1.0, 1.0, 1.0, confidence=confidence, n=self._finite)
+        sums = dict(zip(POWERS, self._sums.tolist(), strict=True))
+        sums = {(i, j): (known**i * sums[0, j] if j else self._finite * known**i) for i, j in POWERS}
+        low, high = _ratio_limits(sums, self._finite, confidence)
+        limits = [max(1 - each, -1e6) for each in (high, share, low)]
+        return Interval(limits[1], min(limits[0], limits[1]), max(limits[2], limits[1]), confidence, self._finite)
+
+
+def _ratio_limits(sums: dict[tuple[int, int], float], n: int, confidence: float) -> tuple[float, float]:
+    """Return the limits of ``mean error / mean signal``: the ratios that are not shown to be too high, or too low."""
+    side, middle = (1 - confidence) / 2, sums[0, 1] / sums[1, 0]
+
+    def limit(which: int, outward: float) -> float:
+        inside, outside = 1.0, outward
+        while p_values(sums, n, 1 + middle * outside)[which] > side:
+            inside, outside = outside, outside * outward
+            if not 1e-12 < outside < 1e12:
+                return middle * outside
+        for _ in range(30):
+            between = math.sqrt(inside * outside)
+            if p_values(sums, n, 1 + middle * between)[which] > side:
+                inside = between
+            else:
+                outside = between
+        return middle * outside
+
+    return limit(1, 0.5), limit(0, 2.0)
 
 
 class _Spread:
@@ -393,19 +420,3 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def _least(intervals: Sequence[Interval | None]) -> Interval | None:
     return min((each for each in intervals if each is not None), key=lambda each: each.low, default=None)
-
-
-def _cut(value: float, radius: float, low: float, high: float, confidence: float, n: int) -> Interval:
-    value = min(max(value, low), high)
-    return Interval(value, max(value - radius, low), min(value + radius, high), confidence=confidence, n=n)
-
-
-def _student(confidence: float, n: float) -> float:
-    """Return Student's t quantile with n - 1 degrees, by Cornish and Fisher's expansion (Hill, CACM 13:619, 1970)."""
-    z, degrees = NormalDist().inv_cdf(0.5 + confidence / 2), max(n - 1, 1)
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )

@@ -25,6 +25,7 @@ from lightship.errors import InvalidInput, InvalidTensor
 from lightship.types import Interval, Json, Verdict
 from lightship.validate.bounded_mean import clopper_pearson, mean_above, share_rows_needed
 from lightship.validate.meters import tags_of
+from lightship.validate.skewed_mean import POWERS, central, p_values, sums_of
 
 __all__ = ["GROWN", "MAX_GROWN", "NumberNoninferiority", "PairedNumbers", "PairedTags", "TagNoninferiority"]
 
@@ -35,7 +36,6 @@ MAX_GROWN = 0.02
 """Largest share of grown rows."""
 
 _NORMAL = NormalDist()
-_POWERS = [(i, j) for i in range(4) for j in range(4) if 1 <= i + j <= 3]
 _STEPS = 100  # of the histogram, a decade
 _EDGES = 10.0 ** (np.arange(-15 * _STEPS, 15 * _STEPS + 1) / _STEPS)
 
@@ -98,7 +98,7 @@ class PairedNumbers:
     def __init__(self) -> None:
         self.rows = 0
         self.nonfinite_rows = 0
-        self._sums = np.zeros((2, len(_POWERS)))  # absolute and squared errors
+        self._sums = np.zeros((2, len(POWERS)))  # absolute and squared errors
         self._grown = np.zeros(len(_EDGES) + 1, dtype=np.int64)
         self._scale = 0.0  # of the first errors: powers of numbers near 1 lose no digits
 
@@ -126,7 +126,7 @@ class PairedNumbers:
         for which, power in enumerate((1, 2)):
             a, b = (first**power).mean(axis=1), (second**power).mean(axis=1)
             d = b - a  # not b itself: where both nearly agree, its powers would lose all digits of the difference
-            self._sums[which] += [float((a**i * d**j).sum()) for i, j in _POWERS]
+            self._sums[which] += sums_of(a, d)
         growth = second.mean(axis=1) - first.mean(axis=1)
         self._grown += np.bincount(np.searchsorted(_EDGES, growth), minlength=len(self._grown))
 
@@ -147,7 +147,7 @@ class PairedNumbers:
             )
         mae, rmse = (self._ratio(which, margin=margin, alpha=alpha) for which in (0, 1))
         n = self.rows - self.nonfinite_rows
-        mean = self._sums[0][_POWERS.index((1, 0))] / max(n, 1)
+        mean = self._sums[0][POWERS.index((1, 0))] / max(n, 1)
         grown = int(self._grown[np.append(_EDGES, math.inf) > GROWN * mean].sum()) + self.nonfinite_rows
         share = clopper_pearson(grown, self.rows, 1 - 2 * alpha)
         verdict = Verdict.UNDECIDED
@@ -165,86 +165,27 @@ class PairedNumbers:
 
     def _ratio(self, which: int, *, margin: float, alpha: float) -> _Ratio:
         n = self.rows - self.nonfinite_rows
-        power, sums = which + 1, dict(zip(_POWERS, self._sums[which].tolist(), strict=True))
+        power, sums = which + 1, dict(zip(POWERS, self._sums[which].tolist(), strict=True))
         means = (sums[1, 0] / max(n, 1), max(sums[1, 0] + sums[0, 1], 0.0) / max(n, 1))
         one, two = (self._scale * each ** (1 / power) for each in means)
         factor = (1 + margin) ** power
-        better, worse = _p_values(sums, n, factor)
+        better, worse = p_values(sums, n, factor)
         bound = math.inf
         if means[0] > 0:  # the least factor that would pass
             high = 1.0
-            while high < 1e6 and _p_values(sums, n, high)[0] > alpha:
+            while high < 1e6 and p_values(sums, n, high)[0] > alpha:
                 high *= 2
             if high < 1e6:
                 low = 0.0 if high == 1.0 else high / 2
                 for _ in range(36):
                     middle = (low + high) / 2
-                    low, high = (low, middle) if _p_values(sums, n, middle)[0] <= alpha else (middle, high)
+                    low, high = (low, middle) if p_values(sums, n, middle)[0] <= alpha else (middle, high)
                 bound = high ** (1 / power)
         z = -_NORMAL.inv_cdf(alpha) + _NORMAL.inv_cdf(0.8)
-        _, deviation, _ = _central(sums, n, factor)
+        _, deviation, _ = central(sums, n, factor)
         gap = (factor - 1) * means[0]
         needed = math.ceil((z * deviation / gap) ** 2) if gap > 0 else 10**9
         return _Ratio(one, two, better, worse, bound, min(needed, 10**9))
-
-
-def _central(sums: dict[tuple[int, int], float], n: int, factor: float) -> tuple[float, float, float]:
-    """Return mean, standard deviation and skewness of ``z = d - (factor - 1) a``."""
-    if n < 2:
-        return 0.0, 0.0, 0.0
-    k = factor - 1
-    first = (sums[0, 1] - k * sums[1, 0]) / n
-    second = (sums[0, 2] - 2 * k * sums[1, 1] + k * k * sums[2, 0]) / n
-    third = (sums[0, 3] - 3 * k * sums[1, 2] + 3 * k * k * sums[2, 1] - k**3 * sums[3, 0]) / n
-    variance = max(second - first * first, 0.0)
-    if variance <= 1e-24 * (sums[2, 0] + second * n) / n:
-        return first, 0.0, 0.0
-    skew = (third - 3 * first * second + 2 * first**3) / variance**1.5
-    return first, math.sqrt(variance * n / (n - 1)), skew
-
-
-def _p_values(sums: dict[tuple[int, int], float], n: int, factor: float) -> tuple[float, float]:
-    """Return the p-values against a mean of z of 0 and more, and of 0 and less."""
-    mean, deviation, skew = _central(sums, n, factor)
-    if n < 3:
-        return 1.0, 1.0
-    if deviation == 0:
-        return (0.0, 1.0) if mean < 0 else (1.0, 0.0) if mean > 0 else (1.0, 1.0)
-    u = mean / deviation
-    hall = u + skew * u * u / 3 + skew * skew * u**3 / 27 + skew / (6 * n)
-    student, transformed = _student_tail(u * math.sqrt(n), n - 1), _NORMAL.cdf(math.sqrt(n) * hall)
-    return max(student, transformed), max(1 - student, 1 - transformed)
-
-
-def _student_tail(t: float, degrees: int) -> float:
-    """Return ``P(T <= t)``, by the incomplete beta function's continued fraction (Numerical Recipes, 6.4)."""
-    x = degrees / (degrees + t * t)
-    tail = 0.5 * _incomplete_beta(degrees / 2, 0.5, x)
-    return tail if t < 0 else 1 - tail
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    if x > (a + 1) / (a + b + 2):
-        return 1 - front / b * _beta_fraction(b, a, 1 - x)
-    return front / a * _beta_fraction(a, b, x)
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
-    result = d
-    for m in range(1, 500):
-        step = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        d, c = 1 / (1 + step * d), 1 + step / c
-        result *= d * c
-        step = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        d, c = 1 / (1 + step * d), 1 + step / c
-        result *= d * c
-        if abs(d * c - 1) < 1e-14:
-            break
-    return result
 
 
 @dataclass(frozen=True, slots=True)

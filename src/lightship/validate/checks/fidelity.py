@@ -16,7 +16,7 @@ __all__ = ["check_fidelity"]
 
 METHOD = (
     "share of broken rows and agreement: Clopper-Pearson; cosine: betting bound of the sound rows and the broken ones "
-    "seen; snr_db and explained: t on the logarithm of the mean error"
+    "seen; snr_db and explained: the larger p of Student's t and Hall's transformation"
 )
 
 
