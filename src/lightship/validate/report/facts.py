@@ -385,7 +385,7 @@ class NearDuplicateFacts:
     Attributes:
         gate_rows: gate rows with a twin in another part.
         across: two parts -> pairs.
-        compared: rows that were compared.
+        compared: pairs that were looked at closely.
     """
 
     pairs: int

@@ -157,7 +157,8 @@ def _slices(facts: ReportFacts) -> str:
         first = _short(worse[0].words.rstrip(". "))
         return f"Shown to be worse: {len(worse)} of {len(facts.slices)} slices, first {first}."
     if facts.slices:
-        return f"{len(facts.slices)} slices looked at; none is shown to be worse than the rest."
+        looked = "1 slice" if len(facts.slices) == 1 else f"{len(facts.slices)} slices"
+        return f"{looked} looked at; none is shown to be worse than the rest."
     return "No harm to a slice is shown." if facts.slice_harm else ""
 
 
