@@ -117,6 +117,23 @@ def test_without_labels_the_front_shows_agreement() -> None:
     assert facts.variants[1].quality.estimate == 0.97
 
 
+def test_a_layer_that_differs_belongs_to_the_variant_that_the_evidence_is_about() -> None:
+    """Parity is about the reference; evidence about a candidate names it as a subject."""
+    sizes = {"before": 0.0, "after": 0.4, "final": 0.9, "gradual": False}
+    found = {"layer": "/conv", "operator": "Conv", "tensor": "t", **sizes}
+    about = {**SUBJECTS, "int8": "1" * 64}
+    ours = Evidence("parity", Verdict.FAILED, {"task": "0" * 64, **SUBJECTS}, "far", {"divergence": found}, {})
+    theirs = Evidence("noninferiority", Verdict.FAILED, about, "far", {"divergence": found}, {})
+
+    facts = facts_of([ours, theirs], given())
+
+    assert [(one.variant, one.layer, one.after) for one in facts.divergence] == [
+        ("reference", "/conv", 0.4),
+        ("int8", "/conv", 0.4),
+    ]
+    assert "First layer that differs: /conv" in render_page(facts)
+
+
 def test_what_the_checks_measured_is_what_the_report_shows() -> None:
     """Classes, confusion, calibration and worst rows, from the real checks; the page draws them."""
     logits, truth = judged()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightship.bundle.manifest import REFERENCE
-from lightship.bundle.statement import Evidence
+from lightship.bundle.statement import TASK_SUBJECT, Evidence
 from lightship.types import Interval, Json, Verdict
 from lightship.validate.report.facts import (
     BinFacts,
@@ -410,7 +410,7 @@ def _divergences(evidence: Sequence[Evidence], chosen: str) -> Iterator[Divergen
     """Yield the layers that any evidence names, each once."""
     seen: set[tuple[str, str]] = set()
     for piece in evidence:
-        places = [(chosen, piece.measured.get("divergence"))]
+        places = [(_about(piece, chosen), piece.measured.get("divergence"))]
         places += [(text_of(e.get("name")), e.get("divergence")) for e in items_of(piece.measured.get("candidates"))]
         for variant, found in places:
             said = mapping_of(found)
@@ -427,6 +427,14 @@ def _divergences(evidence: Sequence[Evidence], chosen: str) -> Iterator[Divergen
                     final=number_of(said.get("final")),
                     gradual=said.get("gradual") is True,
                 )
+
+
+def _about(piece: Evidence, chosen: str) -> str:
+    """Return the variant that a piece of evidence is about: its subject besides task and reference."""
+    named = [name for name in piece.subjects if name not in (TASK_SUBJECT, REFERENCE)]
+    if len(named) == 1:
+        return named[0]
+    return chosen if named or REFERENCE not in piece.subjects else REFERENCE
 
 
 def _fidelity(found: Mapping[str, Json]) -> Iterator[tuple[str, str, Interval]]:
