@@ -18,6 +18,7 @@ from lightship.bundle.signing import PrivateKey, Signer, TrustStore
 from lightship.bundle.statement import sign_evidence
 from lightship.bundle.store import BlobStore, StoredBundle
 from lightship.engine.machine import fingerprint
+from lightship.engine.runner import EngineOptions
 from lightship.errors import BundleRefused, NotFound
 from lightship.optimize.candidate import ONNX_RUNTIME
 from lightship.pipeline.bench import Bench, settings_json
@@ -140,9 +141,17 @@ def _golden(
     images = np.stack([prepared.task.encode(data)["image"] for data in trained.golden.files])
     expected = {}
     for name, graph in graphs.items():
-        logits, tolerance = golden_answers(graph, images, floor=validated.tolerance)
+        chosen = validated.variant
+        engine, options = (ONNX_RUNTIME, {}) if name == REFERENCE else (chosen.engine, chosen.options)
+        answers, tolerance = golden_answers(
+            graph,
+            {"image": images},
+            floor=validated.tolerance,
+            engine=engine,
+            options=EngineOptions.from_json(options),
+        )
         path = f"golden/{name}/logits.npy"
-        contents[path] = npy_from_array(logits)
+        contents[path] = npy_from_array(answers["logits"])
         expected[name] = Expected({"logits": path}, tolerance)
     return Golden(tuple(inputs), expected)
 
