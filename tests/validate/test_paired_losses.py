@@ -159,3 +159,25 @@ def test_rows_that_do_not_belong_together_are_refused():
         PairedNumbers().test(margin=0.02, alpha=0.05)
     with pytest.raises(InvalidTensor, match=r"one shape \[rows, tags\]"):
         PairedTags().add(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 4)))
+
+
+def test_rare_grown_errors_that_were_seen_count_as_often_as_they_may_occur():
+    """One of 300 rows errs by one and a half mean errors more: there may be five of them, and these the mean cannot bear."""
+    truth, answers, _ = prices(300)
+    variant = answers.copy()
+    variant[44] += 6.5 * np.sign(answers[44] - truth[44])
+
+    found = judged(truth, answers, variant)
+
+    assert found.measured["mae"]["p_noninferior"] <= SHARED
+    assert found.measured["grown"]["high"] <= 0.02
+    assert found.verdict is Verdict.UNDECIDED
+
+
+def test_one_grown_error_among_very_many_is_borne():
+    """3,000 rows show that it is rare."""
+    truth, answers, _ = prices(3_000)
+    variant = answers.copy()
+    variant[44] += 20 * np.sign(answers[44] - truth[44])
+
+    assert judged(truth, answers, variant).verdict is Verdict.PASSED
