@@ -116,8 +116,8 @@ def test_labels_and_a_lowest_accuracy_make_a_release_that_passed(home, propose, 
     verdicts = {each.check: str(each.verdict) for each in verified.evidence}
     assert verdicts == {
         "noninferiority": "passed", "probabilities": "passed", "class_harm": "passed", "latency": "passed",
-        "golden": "passed", "shapes": "passed", "search": "passed", "data": "passed", "accuracy": "passed",
-        "audit": "passed", "parity": "unproven",
+        "golden": "passed", "shapes": "passed", "values": "passed", "search": "passed", "data": "passed",
+        "accuracy": "passed", "audit": "passed", "parity": "unproven",
     }  # fmt: skip
     assert not calls[0]["settings"].named
     assert calls[0]["settings"].batches == (1, 2, 4, 8, 16)
@@ -212,6 +212,16 @@ def test_a_batch_that_it_cannot_do_is_no_throughput(home, propose, labeled, monk
     assert "rows run one at a time" in shapes.summary
     # The spread between places of a batch is no rounding: golden examples run alone, and their tolerance is for that.
     assert float(manifest.golden.expected["dynamic"].tolerance) < 0.05
+
+
+def test_a_row_that_spoils_its_neighbors_is_refused_where_they_share_a_batch(home, propose, labeled):
+    """For throughput the batch stays, so one NaN in it would be everybody's."""
+    propose({"dynamic": models.edited(models.digits_graph(), _mixing)}, batch=8)
+
+    done = optimize_bundle("digits:1", data=labeled, objective="throughput", home=home)
+
+    assert done.version is None
+    assert "the other rows of the batch move" in done.outcomes[0].reason
 
 
 def _mixing(graph):

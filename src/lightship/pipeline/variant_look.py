@@ -15,7 +15,7 @@ from lightship.bundle.statement import TASK_SUBJECT, Evidence
 from lightship.data.files import sha256_hex
 from lightship.engine.difference import largest_difference
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
-from lightship.errors import LightshipError
+from lightship.errors import InvalidData, LightshipError
 from lightship.imports.drawn import STYLES, draw
 from lightship.imports.sizes import Sizes
 from lightship.imports.trial_process import try_sizes_apart
@@ -26,6 +26,7 @@ from lightship.pipeline.variant_golden import VariantGolden, answers_to, golden_
 from lightship.tasks.task import Tensors
 from lightship.tasks.tensors import BATCH, is_batched
 from lightship.types import Interface, Json, Verdict
+from lightship.validate.checks.values import check_values
 from lightship.validate.fidelity import FidelityBudget, FidelityMeter
 from lightship.validate.looks import Speed, look_at_fidelity, look_at_scores, require_finite_reference
 
@@ -119,10 +120,16 @@ class VariantLook:
         if form[1].verdict is not Verdict.PASSED:
             return form[::-1]
         try:
+            odd = self._values()
+            if any(each.verdict is not Verdict.PASSED for each in odd):
+                return (*odd, *form)
             main = self._answers(alpha)
+        except InvalidData:
+            raise  # too many bad rows: that is the fault of the rows
         except LightshipError as exc:
             main = (self._failed("equivalence" if self._rows is None else "fidelity", f"it failed: {exc}"),)
-        return (*main, *form)
+            return (*main, *form)
+        return (*main, *form, *odd)
 
     @property
     def speed(self) -> Speed:
@@ -203,6 +210,30 @@ class VariantLook:
         assert self.golden is not None  # noqa: S101 - it was looked at before
         floats = [array for array in self.golden.answers.values() if array.dtype.kind == "f"]
         return max((float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in floats), default=0.0)
+
+    def _values(self) -> Sequence[Evidence]:
+        """Try odd values among usual rows, in batches as large as may be: no row may spoil another one's answer."""
+        subject = self._subject
+        if not subject.batched or self.golden is None:
+            return ()
+        rows = subject.golden
+        alike = [row for row in rows if all(row[name].shape == array.shape for name, array in rows[0].items())]
+        variant = self.candidate.runner(threads=1, limited=True)
+        reference = subject.runner(threads=1)
+        try:
+            return (
+                check_values(
+                    reference.run,
+                    variant.run,
+                    {name: np.stack([row[name] for row in alike]) for name in alike[0]},
+                    tolerance=self.golden.tolerance(),
+                    subjects=self._subjects,
+                    batch=self.batch,
+                ),
+            )
+        finally:
+            variant.close()
+            reference.close()
 
     # -- answers ------------------------------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ def check_values(
 def _cases(usual: Mapping[str, np.ndarray], random: np.random.Generator) -> list[_Case]:
     cases: list[_Case] = []
     for name, array in usual.items():
-        row, kind = array[0], array.dtype.kind
+        row, kind = array[:1].reshape(array.shape[1:]), array.dtype.kind  # an array also where it is one text
         if kind == "f":
             whole: dict[str, object] = {"NaN": np.nan, "+infinity": np.inf, "-infinity": -np.inf}
             whole |= {"largest": np.finfo(array.dtype).max, "least": np.finfo(array.dtype).min}
