@@ -269,6 +269,23 @@ def test_error_that_only_grows_is_told_as_such():
     assert grown.words.startswith("the error grows over many layers")
 
 
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
+def test_wreck_is_named_through_another_engine(quantized):
+    """OpenVINO runs the variant; where exposing a tensor makes it err in what follows, that tensor is left out."""
+    pytest.importorskip("openvino", reason="needs the extra `openvino`")
+    made = convolutions()
+    variant = wrecked(made, "block.weight", "swapped")
+    if quantized:
+        variant = Int8Static().apply(variant, calibration=[images(32)])
+
+    healthy = first_divergence(made.SerializeToString(), made.SerializeToString(), images(), variant_engine="openvino")
+    found = first_divergence(made.SerializeToString(), variant, images(), variant_engine="openvino")
+
+    assert healthy is None
+    assert found is not None
+    assert found.layer == "block"
+
+
 def test_another_graph_is_refused():
     """Its outputs are not those of the reference."""
     with pytest.raises(InvalidInput, match="outputs of the reference"):

@@ -8,6 +8,7 @@ What to watch:
 - An exposed tensor keeps the engine from fusing what lies around it. A quantized layer is fused with the quantizer
   behind it, so there the tensor *behind* quantizer and dequantizer is compared: the kernel that is run is then the one
   that is served, its saturation included.
+- Where exposing changes what the graph itself answers (fused kernels do, and engines err), that tensor is left out.
 - Only some tensors are exposed at a time, within a bound of memory, and the walk stops at the first layer found.
 
 Import this module late: it loads onnx.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +38,8 @@ _FIRST_EXPOSED = 4
 _MOST_EXPOSED = 128
 _JUMP = 3.0  # an error that a layer makes itself is at least this many times the error that it was given
 _OUTLIER = 1e4  # times the median: constants that mask attention would hide the error of all other values
+_DISTURBED = 0.05
+"""An answer that moves by more than this when inner tensors are exposed is another engine's path, or its mistake."""
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
 
 
@@ -113,7 +117,7 @@ def first_divergence(
         variant_options: by default the same.
         threshold: errors up to this are no divergence. Where the answers themselves are worse, half of their error
             is the threshold: rounding to int8 is not what is looked for then.
-        memory_bytes: bound of the tensors that are held at once. One tensor of one row may be larger.
+        memory_bytes: bound of the tensors that are held at once. One tensor of a few rows may be larger.
 
     Returns:
         ``None`` when no tensor is off by more than the threshold.
@@ -125,12 +129,14 @@ def first_divergence(
     rows = _few_rows(inputs)
     ours = _Probe(reference, engine, options or EngineOptions(), "the reference")
     theirs = _Probe(variant, variant_engine or engine, variant_options or options or EngineOptions(), "the variant")
-    pairs = _shared(ours.model, theirs.model)
+    pairs = _shared(ours, theirs)
     outputs = [item.name for item in ours.model.graph.output]
     if not set(outputs) <= {item.name for item in theirs.model.graph.output}:
         raise InvalidInput("A variant must have the outputs of the reference. Give a variant of this very graph.")
-    finals = _errors(ours, theirs, [(name, name) for name in outputs], rows, memory_bytes)
-    final = max(finals.values(), default=0.0)
+    ours.answer(rows)
+    theirs.answer(rows)
+    final = max((_error(ours.answers[name], theirs.answers[name]) for name in outputs), default=0.0)
+    ours.may_move, theirs.may_move = _DISTURBED, max(_DISTURBED, final / 2)
     limit = max(threshold, final / 2) if math.isfinite(final) else threshold
 
     nodes = {name: node for node in ours.model.graph.node for name in node.output if name}
@@ -170,6 +176,9 @@ class _Probe:
         self.model = _parsed(graph, what)
         self.weights = {item.name for item in self.model.graph.initializer}
         self.weights |= {name for node in self.model.graph.node if node.op_type == "Constant" for name in node.output}
+        self.types = _types(self.model)
+        self.answers: dict[str, np.ndarray] = {}
+        self.may_move = math.inf
         self._given = [item.name for item in self.model.graph.output]
         self._engine = engine
         # What is run here are the audited bytes with more outputs, and an inner tensor need not have rows.
@@ -178,7 +187,7 @@ class _Probe:
     def runner(self, tensors: Sequence[str]) -> Runner:
         """Load the graph with these tensors as outputs beside its own."""
         outputs = self.model.graph.output
-        outputs.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in self._given)
+        outputs.extend(self._info(name) for name in tensors if name not in self._given)
         try:
             graph = self.model.SerializeToString()
         except (EncodeError, ValueError) as exc:
@@ -186,6 +195,22 @@ class _Probe:
         finally:
             del outputs[len(self._given) :]
         return load_runner(graph, engine=self._engine, options=self._options)
+
+    def answer(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Note what the graph answers when nothing is exposed."""
+        with closing(self.runner(())) as runner:
+            found = [runner.run(batch) for _, _, batch in _batches(runner, rows)]
+        self.answers = {name: np.concatenate([np.atleast_1d(each[name]) for each in found]) for name in self._given}
+
+    def is_disturbed(self, found: Mapping[str, np.ndarray], at: int, count: int) -> bool:
+        """Tell whether exposing tensors changed what the graph itself answers: then they are not what is served."""
+        return any(
+            _error(answer[at : at + count], found[name]) > self.may_move for name, answer in self.answers.items()
+        )
+
+    def _info(self, name: str) -> onnx.ValueInfoProto:
+        """Return the tensor as an output: typed, if its type could be told, which some engines want."""
+        return self.types.get(name) or onnx.ValueInfoProto(name=name)
 
 
 def _parsed(graph: bytes, what: str) -> onnx.ModelProto:
@@ -197,19 +222,38 @@ def _parsed(graph: bytes, what: str) -> onnx.ModelProto:
     return model
 
 
-def _shared(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> list[tuple[str, str]]:
+def _shared(ours: _Probe, theirs: _Probe) -> list[tuple[str, str]]:
     """Return (name in the reference, name in the variant) of float tensors that both compute, in topological order."""
-    made = {name for node in theirs.graph.node for name in node.output}
-    behind = _behind_quantizers(theirs)
-    types = _types(ours)
+    made = {name for node in theirs.model.graph.node for name in node.output}
+    behind = _behind_quantizers(theirs.model)
+    cut = _cut_by(ours.model)
     pairs = []
-    for node in ours.graph.node:
+    for node in ours.model.graph.node:
         if node.op_type == "Constant":
             continue
         for name in node.output:
-            if name and name in made and types.get(name, onnx.TensorProto.FLOAT) in _FLOATS:
-                pairs.append((name, behind.get(name, name)))
+            known = ours.types.get(name)
+            if name and name in made and (known is None or known.type.tensor_type.elem_type in _FLOATS):
+                # A quantizer before a Relu may have a range from 0 on: it does what the Relu does, or takes its place.
+                if name not in behind or name not in cut:
+                    pairs.append((name, behind.get(name, name)))
+                elif cut[name] not in made:
+                    pairs.append((cut[name], behind[name]))
     return pairs
+
+
+def _cut_by(model: onnx.ModelProto) -> dict[str, str]:
+    """Return tensor -> what is left of it, for tensors that are used by nothing but one Relu or Clip."""
+    uses: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            uses[name].append(node)
+    outputs = {item.name for item in model.graph.output}
+    return {
+        name: users[0].output[0]
+        for name, users in uses.items()
+        if len(users) == 1 and name not in outputs and users[0].op_type in ("Relu", "Clip")
+    }
 
 
 def _behind_quantizers(model: onnx.ModelProto) -> dict[str, str]:
@@ -229,13 +273,13 @@ def _behind_quantizers(model: onnx.ModelProto) -> dict[str, str]:
     return found
 
 
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type of each tensor, as far as it can be told without running the graph."""
+def _types(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Return the type of each tensor, as far as it can be told without running the graph."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):  # then a run tells
         return {}
-    return {item.name: item.type.tensor_type.elem_type for item in (*inferred.value_info, *inferred.output)}
+    return {item.name: item for item in (*inferred.value_info, *inferred.output)}
 
 
 class _Ancestors:
@@ -293,12 +337,12 @@ def _walk(
         piece = pairs[start : start + count]
         sizes: list[int] = []
         try:
-            found = _errors(ours, theirs, piece, rows, memory_bytes, sizes)
+            found = _errors(ours, theirs, piece, rows, sizes)
         except LightshipError:  # one of them is of a kind that an engine does not give; the others are looked at alone
             found = {}
             for pair in piece:
                 try:
-                    found |= _errors(ours, theirs, [pair], rows, memory_bytes, sizes)
+                    found |= _errors(ours, theirs, [pair], rows, sizes)
                 except LightshipError:
                     continue
         yield found
@@ -312,32 +356,46 @@ def _errors(
     theirs: _Probe,
     pairs: Sequence[tuple[str, str]],
     rows: Mapping[str, np.ndarray],
-    memory_bytes: int,
-    sizes: list[int] | None = None,
+    sizes: list[int],
 ) -> dict[str, float]:
     """Return the error of each pair over all rows; ``sizes`` gets the bytes that the tensors of one run took."""
-    one = ours.runner([name for name, _ in pairs])
-    two = theirs.runner([name for _, name in pairs])
     sums = {name: _Squares() for name, _ in pairs}
-    fixed = next((s.shape[0] for s in one.interface.inputs if s.shape and isinstance(s.shape[0], int)), None)
-    step, at, most = fixed or _ROWS_A_RUN, 0, 0
-    total = len(next(iter(rows.values())))
-    while at < total:
-        count = fixed or min(step, total - at)  # a graph of fixed size gets rows again until it is full
-        batch = {name: np.resize(array[at : at + count], (count, *array.shape[1:])) for name, array in rows.items()}
-        right, found = one.run(batch), two.run(batch)
-        taken = 0
-        for name, other in pairs:
-            taken += right[name].nbytes + found[other].nbytes
-            sums[name].add(right[name], found[other])
-        most, at = max(most, taken), at + count
-        if taken > memory_bytes:
-            step = 1
-    one.close()
-    two.close()
-    if sizes is not None:
-        sizes.append(most)
+    most = 0
+    with (
+        closing(ours.runner([name for name, _ in pairs])) as one,
+        closing(theirs.runner([name for _, name in pairs])) as two,
+    ):
+        for at, count, batch in _batches(one, rows):
+            right, found = one.run(batch), two.run(batch)
+            if ours.is_disturbed(right, at, count) or theirs.is_disturbed(found, at, count):
+                raise LightshipError("Looking at these tensors changes what the graph answers.")
+            most = max(most, sum(right[name].nbytes + found[other].nbytes for name, other in pairs))
+            for name, other in pairs:
+                sums[name].add(right[name], found[other])
+    sizes.append(most)
     return {name: item.error for name, item in sums.items() if item.comparable}
+
+
+def _batches(runner: Runner, rows: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    """Yield (first row, rows, inputs) of batches; a graph of fixed size gets rows again until it is full."""
+    fixed = next((s.shape[0] for s in runner.interface.inputs if s.shape and isinstance(s.shape[0], int)), None)
+    total = len(next(iter(rows.values())))
+    at = 0
+    while at < total:
+        count = fixed or min(_ROWS_A_RUN, total - at)
+        yield (
+            at,
+            count,
+            {name: np.resize(array[at : at + count], (count, *array.shape[1:])) for name, array in rows.items()},
+        )
+        at += count
+
+
+def _error(right: np.ndarray, found: np.ndarray) -> float:
+    """Return the error of one array."""
+    sums = _Squares()
+    sums.add(right, found)
+    return sums.error if sums.comparable else 0.0
 
 
 class _Squares:
