@@ -368,6 +368,26 @@ def test_models_of_every_form_are_judged_and_released(propose, tmp_path, form):
         assert model.variant == "same"
 
 
+def test_a_shipped_classifier_is_optimized_on_images_by_class(site, propose):
+    """Its task encodes them, labels are its classes by name; the reference of its bundle is what is searched round."""
+    home = Home(site.home)
+    with open_database(home) as registry:
+        bundle = StoredBundle(BlobStore(home.store), registry.find("shapes").bundle)
+    graph = bundle.read(bundle.manifest.variant("reference").graph)
+    calls = propose({"fused": graph}, graph)
+
+    done = optimize_bundle("shapes", data=site.folder / "images", min_accuracy=0.5, margin=0.05, home=home)
+
+    assert (done.chosen, done.version, done.status, done.alias) == ("fused", 2, "passed", None)
+    assert calls[0]["selection"].output == "logits"
+    assert set(calls[0]["selection"].labels) == {0, 1, 2}
+    assert {row.check for row in done.evidence} >= {"parity", "accuracy", "noninferiority", "values"}
+    assert _manifest(home, done.bundle).golden.inputs == bundle.manifest.golden.inputs
+    with lightship.load("shapes:2", home=home) as model:
+        image = next((site.folder / "images" / "nought").iterdir())
+        assert model.predict(image).label == "nought"
+
+
 # -- what can go wrong ------------------------------------------------------------------------------------------------
 
 
