@@ -83,7 +83,9 @@ def quantize_dynamic(graph: bytes, *, per_channel: bool, name: str) -> bytes:
         quantizer = ONNXQuantizer(
             _with_shapes(model),
             per_channel,
-            saturates(),
+            # With one scale for a whole product few weights are large enough to overflow, and the bit is needed: on a
+            # sentence model without VNNI a cosine of .963 with it, .882 without. The small weights of cells are not.
+            saturates() and (per_channel or any(node.op_type == "LSTM" for node in model.graph.node)),
             QuantizationMode.IntegerOps,
             False,  # not static
             QuantType.QInt8,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NncfInt8", "NncfInt8Weights"]
 
-_MOST_ROWS = 128
+_MOST_ROWS = 64
 
 
 class NncfInt8:
@@ -42,7 +42,7 @@ class NncfInt8:
 
         Args:
             graph: the reference, ONNX.
-            calibration: batches of training rows; the first 128 rows are used, one at a time.
+            calibration: batches of training rows; the first 64 rows are used, one at a time.
 
         Raises:
             PassFailed: no rows, NNCF is not installed, or it cannot treat the graph.
