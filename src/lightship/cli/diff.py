@@ -66,7 +66,7 @@ def _say(facts: ComparisonFacts) -> None:
     if facts.changes:
         say_table(
             ("CHANGED", "WHAT", *titles),
-            ((c.topic, c.what, _short(c.before), _short(c.after)) for c in facts.changes),
+            ((c.topic, _short(c.what), _short(c.before), _short(c.after)) for c in facts.changes),
             title="What was changed",
         )
     else:
@@ -114,8 +114,12 @@ def _status(side: SideFacts) -> str:
 
 
 def _short(text: str | None) -> str:
+    """Cut a digest; take from a text what a terminal would obey: labels come from data."""
+    from lightship.validate.report.svg import clean
+
     if text is None:
         return "-"
+    text = clean(text)
     return text.removeprefix("sha256:")[:12] if text.startswith("sha256:") else text
 
 

@@ -201,7 +201,7 @@ class _Runners:
             interface = side.manifest.interface
             if not is_batched(interface.inputs, interface.outputs):
                 raise InvalidInput(
-                    f"{_title(side)} takes whole tensors, not rows, so two answers to the same rows cannot be "
+                    f"{side.title} takes whole tensors, not rows, so two answers to the same rows cannot be "
                     "compared. Leave `--data` out."
                 )
         self.careful: list[Runner] = []
@@ -353,7 +353,7 @@ def _shared_outputs(one: Statements, two: Statements) -> list[str]:
     shared = [name for name, spec in specs[0].items() if name in specs[1] and np.dtype(DTYPES[spec.dtype]).kind == "f"]
     if not shared:
         raise InvalidInput(
-            f"{_title(one)} and {_title(two)} have no output of numbers in common: {', '.join(specs[0])} and "
+            f"{one.title} and {two.title} have no output of numbers in common: {', '.join(specs[0])} and "
             f"{', '.join(specs[1])}. Their answers cannot be compared; leave `--data` out."
         )
     return shared
@@ -370,7 +370,7 @@ def _scores(one: Statements, two: Statements, outputs: list[str], *, labeled: bo
         return flat[0]
     if labeled:
         raise InvalidInput(
-            f"The rows have labels, and {_title(one)} and {_title(two)} have {len(flat)} outputs that could hold "
+            f"The rows have labels, and {one.title} and {two.title} have {len(flat)} outputs that could hold "
             f"scores of classes ({', '.join(flat) or 'none'}). Leave the labels out."
         )
     return None
@@ -437,8 +437,4 @@ def _file(side: Statements, data: Path, label: str) -> RowFile:
     try:
         return read_rows(data, task=task, interface=side.manifest.interface, label=label)
     except InvalidInput as exc:
-        raise InvalidInput(f"{_title(side)} does not take these rows: {exc}") from exc
-
-
-def _title(side: Statements) -> str:
-    return f"{side.record.name}:{side.record.version}"
+        raise InvalidInput(f"{side.title} does not take these rows: {exc}") from exc

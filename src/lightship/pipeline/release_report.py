@@ -52,8 +52,7 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
     said = {each.check: each for each in reversed(evidence)}
     telling = [said[check].summary for check in _TELLING if check in said and said[check].verdict is Verdict.PASSED]
     runs = "the reference" if default.name == REFERENCE else default.name
-    timed = found.of("search") or found.of("latency") or next(iter(found.evidence), None)
-    name = f"{record.name}:{record.version}"
+    name = found.title
     return facts_of(
         evidence,
         Given(
@@ -71,9 +70,9 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
             outcomes=outcomes,
             source=text_of(mapping_of(origin, "recipe", "data").get("source")),
             fingerprint=text_of(mapping_of(origin, "data").get("fingerprint")),
-            size_bytes={each.name: _size(found, each.graph) for each in manifest.variants},
+            size_bytes={each.name: found.size_bytes(each.name) for each in manifest.variants},
             lineage=_lineage(found),
-            machine=machine_facts(timed.machine) if timed else (),
+            machine=machine_facts(found.machine),
             interface=interface_facts(manifest.interface),
             commands=(
                 ("Serve it", f"lightship serve {name} --port 8080"),
@@ -81,8 +80,7 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
                 ("Compare it with another version", f"lightship diff {record.name}:VERSION {name}"),
                 ("Write it out", f"lightship deploy {name} --to folder --out {record.name}-release"),
             ),
-            signer=f"{found.signer.name}  {found.signer.key_id}"
-            + ("  (a key of this home)" if found.signer.local else ""),
+            signer=found.signed_by,
         ),
     )
 
@@ -92,11 +90,6 @@ def _headline(runs: str, telling: list[str], *, status: str) -> str:
         return f"It runs {runs}. {telling[0]}."
     unjudged = " How good its answers are was not judged." if status == "structural" else ""
     return f"It runs {runs}.{unjudged}"
-
-
-def _size(found: Statements, path: str) -> int:
-    entry = found.manifest.file(path)
-    return entry.size if entry else 0
 
 
 def _lineage(found: Statements) -> tuple[tuple[str, str], ...]:

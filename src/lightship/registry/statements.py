@@ -5,6 +5,7 @@ For reading about a release, not for running it: nothing is loaded, and the grap
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightship.bundle.envelope import MAX_ENVELOPE_BYTES
@@ -16,6 +17,7 @@ from lightship.bundle.store import BlobStore, BundleReader
 from lightship.data.home import Home
 from lightship.errors import BundleRefused
 from lightship.registry.releases import read_release
+from lightship.types import Json
 
 __all__ = ["Statements", "read_statements"]
 
@@ -52,6 +54,34 @@ class Statements:
         if found is None:
             raise BundleRefused(f"The bundle {self.bundle.digest} has no variant {self.manifest.default!r}.")
         return found
+
+    @property
+    def title(self) -> str:
+        """Name and version, as people type them."""
+        return f"{self.record.name}:{self.record.version}"
+
+    @property
+    def signed_by(self) -> str:
+        """Who signed, as a person should read it."""
+        return f"{self.signer.name}  {self.signer.key_id}" + ("  (a key of this home)" if self.signer.local else "")
+
+    @property
+    def machine(self) -> Mapping[str, Json]:
+        """The machine that the figures hold for: that of the search or the timing, else of any evidence."""
+        timed = self.of("search") or self.of("latency") or next(iter(self.evidence), None)
+        return timed.machine if timed else {}
+
+    def size_bytes(self, name: str) -> int:
+        """Return the bytes that a variant needs to run."""
+        variant = self.manifest.variant(name)
+        paths = {variant.graph, *variant.files} if variant else set()
+        return sum(entry.size for entry in self.manifest.files if entry.path in paths)
+
+    def graph_digest(self, name: str) -> str:
+        """Return the digest of a variant's graph, ``sha256:<hex>``; empty if there is no such variant."""
+        variant = self.manifest.variant(name)
+        entry = self.manifest.file(variant.graph) if variant else None
+        return f"sha256:{entry.sha256}" if entry else ""
 
     def of(self, check: str) -> SignedEvidence | None:
         """Return the evidence of a check, or None."""

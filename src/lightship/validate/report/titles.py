@@ -10,6 +10,7 @@ _TITLES = {
     "calibration": "How sure the model is, and how right",
     "class_harm": "No class is harmed",
     "data": "The rows",
+    "equivalence": "The variant computes what the reference computes",
     "errors": "What it gets wrong",
     "fidelity": "The variant answers as the reference does",
     "golden": "Preprocessing is what it was at training",
