@@ -150,6 +150,16 @@ def test_a_reduction_gets_no_integers(name, kind):
     assert not any(makers.get(each) == "DequantizeLinear" for node in reductions for each in node.input[:1])
 
 
+def test_mask_stays_in_float():
+    """Steps of forty and more in the sum with the scores: one engine loses the scores, the other most of their bits."""
+    graph = made("int8-static", model_of("embedder").graph, "embedder")
+
+    model = onnx.load_from_string(graph)
+    scales = {t.name: float(numpy_helper.to_array(t).max()) for t in model.graph.initializer}
+    assert pairs_of(model)
+    assert max(scales[pair.scale] for pair in pairs_of(model)) < 39
+
+
 def test_tensor_that_loses_its_range_is_what_it_was_before():
     """A ReLU is not swallowed by a range that goes later; the layer behind gets its float weights again."""
     model = ready_to_quantize(model_of("residual").graph, name="test")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Pair", "float_round_reductions", "pairs_of", "without_pairs"]
+__all__ = ["Pair", "float_where_int8_misleads", "pairs_of", "without_pairs"]
 
 _REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceL1", "ReduceProd")
+_MASK_STEP = 9_999 / 255  # a step of int8 in a tensor that reaches minus ten thousand
 _CHEAP = frozenset(
     {"Mul", "Div", "Add", "Sub", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Cast"}
     | {"Sqrt", "Relu", "Tanh", "LpNormalization", "Concat"}
@@ -125,14 +126,18 @@ def _drop_unused(model: onnx.ModelProto) -> None:
         model.graph.initializer.remove(tensor)
 
 
-def float_round_reductions(model: onnx.ModelProto, *, reference: onnx.ModelProto | None) -> onnx.ModelProto:
-    """Return the model without the pairs before and behind a reduction over an axis. ``reference``: see above.
+def float_where_int8_misleads(model: onnx.ModelProto, *, reference: onnx.ModelProto | None) -> onnx.ModelProto:
+    """Return the model without the pairs of masks and round reductions. ``reference``: see above.
 
-    What follows a pooled tensor is small, so int8 gains nothing there; and OpenVINO 2026.4 gives other answers from a
-    reduction of integers than from one of floats, for all rows but the first few of a batch.
+    A mask of minus ten thousand and more is no signal of 256 steps; and OpenVINO adds its zero point back after the sum
+    with the scores, in float32, where nothing is left of them. What follows a pooled tensor is small, so int8 gains
+    nothing there; and OpenVINO 2026.4 gives other answers from a reduction of integers than from one of floats, for all
+    rows but the first few of a batch.
     """
     operators = {node.name: node.op_type for node in model.graph.node}
-    edges = {(pair.widened, consumer) for pair in _after_reductions(model) for consumer in pair.consumers}
+    edges = {
+        (pair.widened, consumer) for pair in (*_after_reductions(model), *_masks(model)) for consumer in pair.consumers
+    }
     edges |= {
         (pair.widened, consumer)
         for pair in pairs_of(model)
@@ -140,6 +145,15 @@ def float_round_reductions(model: onnx.ModelProto, *, reference: onnx.ModelProto
         if operators.get(consumer) in _REDUCTIONS
     }
     return without_pairs(model, edges, reference=reference) if edges else model
+
+
+def _masks(model: onnx.ModelProto) -> Iterator[Pair]:
+    from onnx import numpy_helper
+
+    scales = {tensor.name: tensor for tensor in model.graph.initializer}
+    for pair in pairs_of(model):
+        if pair.scale in scales and numpy_helper.to_array(scales[pair.scale]).max() >= _MASK_STEP:
+            yield pair
 
 
 def _after_reductions(model: onnx.ModelProto) -> Iterator[Pair]:

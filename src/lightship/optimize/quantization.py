@@ -15,7 +15,7 @@ from lightship.optimize.calibration import Method, Range, activation_ranges, fir
 from lightship.optimize.cleanup import clean_up
 from lightship.optimize.isolation import undisturbed
 from lightship.optimize.onnx_model import name_nodes, ready_to_quantize, serialize, sort_nodes
-from lightship.optimize.qdq import float_round_reductions
+from lightship.optimize.qdq import float_where_int8_misleads
 from lightship.optimize.variant_pass import PassFailed
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def quantize_static(
 
     def run(model: onnx.ModelProto) -> onnx.ModelProto:
         ranges = activation_ranges(model, first_rows(calibration, _MOST_ROWS[method]), method=method)
-        return float_round_reductions(quantized_with(model, ranges), reference=model)
+        return float_where_int8_misleads(quantized_with(model, ranges), reference=model)
 
     return quantize(graph, run, name=name)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lightship.optimize.calibration import activation_ranges, first_rows, row_batches
-from lightship.optimize.qdq import float_round_reductions, pairs_of, without_pairs
+from lightship.optimize.qdq import float_where_int8_misleads, pairs_of, without_pairs
 from lightship.optimize.quantization import quantize, quantized_with
 from lightship.optimize.sensitivity import PRODUCTS, Cost, costs, noise, run_rows
 from lightship.optimize.variant_pass import PassFailed, write_note
@@ -37,7 +37,7 @@ class Int8Mixed:
     needs_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
     default: ClassVar[bool] = True
-    engines: ClassVar[tuple[str, ...]] = ("onnxruntime",)  # OpenVINO 2026.4 gives wrong answers on such mixes
+    engines: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
         """Return the quantized graph; its note names the layers in float, the worst first.
@@ -57,7 +57,9 @@ class Int8Mixed:
             rows = first_rows(calibration, _MOST_ROWS)
             pieces = list(row_batches(model, rows, _MEASURED_ROWS))
             checked = pieces[-(_CHECKED_ROWS // _MEASURED_ROWS) :]
-            quantized = float_round_reductions(quantized_with(model, activation_ranges(model, rows)), reference=model)
+            quantized = float_where_int8_misleads(
+                quantized_with(model, activation_ranges(model, rows)), reference=model
+            )
             wanted = run_rows(model, checked)
             if _db(noise(wanted, run_rows(quantized, checked))) >= _WANTED_DB:
                 return quantized

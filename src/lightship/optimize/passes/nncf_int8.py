@@ -15,7 +15,7 @@ import numpy as np
 from lightship.optimize.calibration import first_rows, row_batches
 from lightship.optimize.nncf import flat_scales, is_transformer, load_nncf
 from lightship.optimize.onnx_model import weights
-from lightship.optimize.qdq import float_round_reductions
+from lightship.optimize.qdq import float_where_int8_misleads
 from lightship.optimize.quantization import quantize, saturates
 from lightship.optimize.variant_pass import PassFailed, write_note
 
@@ -62,7 +62,7 @@ class NncfInt8:
                 advanced_parameters=_parameters(nncf),
             )
             flat_scales(quantized)
-            return float_round_reductions(quantized, reference=None)
+            return float_where_int8_misleads(quantized, reference=None)
 
         return quantize(graph, run, name=self.name)
 
