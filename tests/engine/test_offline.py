@@ -26,13 +26,11 @@ load_pass("int8-dynamic").apply(open(sys.argv[1], "rb").read(), calibration=())
 QUANTIZE_FOR_OPENVINO = """
 import sys
 import numpy as np
-import onnx
-from lightship.engine.openvino_library import load_nncf
+from lightship.optimize.variant_pass import load_pass
 
-nncf = load_nncf()
-rows = nncf.Dataset([{"x": np.ones((2, 3), np.float32)}])
-nncf.quantize(onnx.load(sys.argv[1]), rows, subset_size=1)
-nncf.compress_weights(onnx.load(sys.argv[1]), mode=nncf.CompressWeightsMode.INT8_SYM)
+graph = open(sys.argv[1], "rb").read()
+load_pass("nncf-int8").apply(graph, calibration=[{"x": np.ones((2, 3), np.float32)}])
+load_pass("nncf-int8-weights").apply(graph, calibration=())
 """
 # Whoever asks for a connection or an address leaves a file where nothing may be; in processes that are forked too.
 WATCHED = """

@@ -299,7 +299,7 @@ def test_nncf_that_is_not_there_names_the_line_to_run(monkeypatch):
     """A missing package is reported at use."""
     monkeypatch.setitem(sys.modules, "nncf", None)
 
-    with pytest.raises(PassFailed, match=r"nncf-int8 needs the packages openvino and nncf\. Install them: pip install"):
+    with pytest.raises(PassFailed, match=r"nncf-int8 needs the extra 'openvino'. Install it: pip install"):
         made("nncf-int8", model_of("cnn").graph, "cnn")
 
 

@@ -1,18 +1,17 @@
 """One door to NNCF, OpenVINO's quantizer: in memory, silent, never on the network, the same bytes each time.
 
 NNCF reads and writes ONNX here, so one graph serves every engine. Its import takes seconds and reports to its makers;
-both are kept out: it is imported when asked for, without the package that sends.
+both are kept out: it is imported when asked for, through the door that OpenVINO has (``engine/openvino_library.py``).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightship.engine import openvino_library
+from lightship.errors import MissingExtra
 from lightship.optimize.onnx_model import graphs_inside
 from lightship.optimize.variant_pass import PassFailed
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["flat_scales", "is_transformer", "load_nncf"]
-
-_SENDER = "openvino_telemetry"
 
 
 def load_nncf(*, name: str) -> Any:
@@ -31,28 +28,9 @@ def load_nncf(*, name: str) -> Any:
         PassFailed: it is not installed. ``name`` is the pass that asks.
     """
     try:
-        with _without_sender():
-            import nncf  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as exc:
-        raise PassFailed(
-            f"{name} needs the packages openvino and nncf. Install them: pip install 'lightship[openvino]'."
-        ) from exc
-    return nncf
-
-
-@contextmanager
-def _without_sender() -> Iterator[None]:
-    """Let the import of the package that reports usage fail: NNCF does without, as long as the process runs."""
-    missing = object()
-    kept: Any = sys.modules.get(_SENDER, missing)
-    sys.modules[_SENDER] = None  # type: ignore[assignment]  # how the import system spells "not there"
-    try:
-        yield
-    finally:
-        if kept is missing:
-            del sys.modules[_SENDER]
-        else:
-            sys.modules[_SENDER] = kept
+        return openvino_library.load_nncf(needed_for=name)
+    except MissingExtra as exc:
+        raise PassFailed(str(exc)) from exc
 
 
 def is_transformer(model: onnx.ModelProto) -> bool:
