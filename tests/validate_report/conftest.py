@@ -325,6 +325,7 @@ def make_refusal() -> ReportFacts:
             "Nothing was registered; digits@production is still version 1.",
         ),
         variants=(reference, wrecked),
+        gate_accuracy=wilson(709, 995),
         evidence=evidence,
         commands=(
             (
