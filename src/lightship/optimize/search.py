@@ -267,7 +267,7 @@ class _Search:
             return replace(candidate, dropped=f"not tried: too little was left of the {minutes}. Give it more")
         try:
             candidate = self._made(candidate, plan)
-            if twin := self._twin(candidate, before):
+            if (twin := self._twin(candidate, before)) and not self._settings.named:
                 return replace(candidate, dropped=f"the same graph as {twin}, run in the same way")
             self._require_runs(candidate)
             candidate = self._swept(candidate)
