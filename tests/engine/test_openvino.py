@@ -328,3 +328,27 @@ def test_a_worker_of_onnx_runtime_loads_no_openvino(linear_graph):
     found = subprocess.run([sys.executable, "-c", code], input=linear_graph, capture_output=True, check=True)
 
     assert found.stdout.strip() == b"[]"
+
+
+def test_ctrl_c_reaches_python_after_a_graph_was_closed(linear_graph, tmp_path):
+    """OpenVINO leaves the thread a signal stack whose memory is gone: a signal to Python's handler would kill it."""
+    (tmp_path / "graph.onnx").write_bytes(linear_graph)
+    code = """
+import ctypes, os, signal, sys
+from lightship.engine.runner import load_runner
+for _ in range(3):
+    load_runner(open(sys.argv[1], "rb").read(), engine="openvino").close()
+stack = (ctypes.c_size_t * 3)()
+ctypes.CDLL(None).sigaltstack(None, stack)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.sigtimedwait([], 5)
+except KeyboardInterrupt:
+    print("interrupted", stack[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "graph.onnx")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted 0"), done.stderr

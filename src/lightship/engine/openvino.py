@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from threading import Lock, Timer
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from lightship.engine.onnx_wire import interface_of, named_dims, operators_of
 from lightship.engine.openvino_graph import outside, refuse_operators, refuse_wrong, value_bounds
-from lightship.engine.openvino_library import load_openvino
+from lightship.engine.openvino_library import load_openvino, signal_stack_kept
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
 from lightship.errors import CannotRun, InvalidInput, LightshipError, OutOfMemory
 from lightship.types import Dim, Interface, TensorSpec
@@ -158,7 +159,7 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Free the graph."""
-        with self._lock:
+        with self._lock, signal_stack_kept():
             self._compiled = None
             self._idle.clear()
 
@@ -190,6 +191,12 @@ class _Run:
                     raise RuntimeError("stopped before it began")
                 self._request.start_async()
             self._request.wait()
+        except BaseException:
+            # Whatever ended the wait (Ctrl-C too): the engine may be at work on arrays that go when this frame does.
+            self._request.cancel()
+            with suppress(RuntimeError):
+                self._request.wait()
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
@@ -231,7 +238,8 @@ def _compiled(ov: Any, model: Any, options: EngineOptions) -> Any:
         "CACHE_DIR": "",
     }
     try:
-        compiled = ov.Core().compile_model(model, "CPU", settings)
+        with signal_stack_kept():
+            compiled = ov.Core().compile_model(model, "CPU", settings)
     except (RuntimeError, MemoryError) as exc:
         raise _cannot_load(exc) from exc
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

@@ -8,6 +8,7 @@ they are being loaded there is none. What else a process does with that package 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 
 from lightship.errors import MissingExtra
 
-__all__ = ["load_nncf", "load_openvino"]
+__all__ = ["load_nncf", "load_openvino", "signal_stack_kept"]
 
 _REPORTER = "openvino_telemetry"
 _EXTRA = "openvino"
@@ -70,3 +71,24 @@ def _nothing_reports() -> Iterator[None]:
 
 def _is_reporter(name: str) -> bool:
     return name == _REPORTER or name.startswith(f"{_REPORTER}.")
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Put this thread's alternate signal stack back as it was.
+
+    OpenVINO gives the thread that compiles a graph a stack of its own for signals, and takes its memory back later
+    without saying so. Python runs its handlers on such a stack, so the next Ctrl-C would end the process with SIGSEGV.
+    """
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
