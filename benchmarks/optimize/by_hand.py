@@ -68,9 +68,9 @@ def ort_static(source: Path, target: Path, rows: dict[str, np.ndarray], *, activ
 
 
 def nncf_static(source: Path, target: Path, rows: dict[str, np.ndarray]) -> None:
-    import nncf
-    import openvino
+    from lightship.engine.openvino_library import load_nncf, load_openvino
 
+    openvino, nncf = load_openvino(), load_nncf()
     batches = [{k: v[i : i + 1] for k, v in rows.items()} for i in range(CALIBRATION)]
     kind = nncf.ModelType.TRANSFORMER if "input_ids" in rows else None
     model = openvino.Core().read_model(source)
@@ -80,9 +80,9 @@ def nncf_static(source: Path, target: Path, rows: dict[str, np.ndarray]) -> None
 
 
 def nncf_weights(source: Path, target: Path) -> None:
-    import nncf
-    import openvino
+    from lightship.engine.openvino_library import load_nncf, load_openvino
 
+    openvino, nncf = load_openvino(), load_nncf()
     model = nncf.compress_weights(openvino.Core().read_model(source), mode=nncf.CompressWeightsMode.INT8_SYM)
     openvino.save_model(model, target, False)
 

@@ -44,8 +44,9 @@ def with_onnxruntime(job: dict) -> Run:
 
 
 def with_openvino(job: dict) -> Run:
-    import openvino
+    from lightship.engine.openvino_library import load_openvino
 
+    openvino = load_openvino()
     hints = {"INFERENCE_NUM_THREADS": job["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": job["precision"]}
     compiled = openvino.Core().compile_model(job["model"], "CPU", hints)
     return lambda inputs: compiled(inputs)[0]
