@@ -30,7 +30,7 @@ State lives under `LIGHTSHIP_HOME` (default: the user's data folder).
 
 def commands_page() -> str:
     """Return ``docs/commands.md``: the help of every command and subcommand."""
-    context = click.Context(cli, info_name="lightship")
+    context = click.Context(cli, info_name="lightship", **cli.context_settings)
     parts = [_HEAD]
     for name in COMMANDS:
         command = cli.get_command(context, name)

@@ -426,16 +426,21 @@ class _Search:
         """Time what is left, in more processes each round, and let the slower half go."""
         alive = [each for each in tried if not each.dropped]
         lost = [each for each in tried if each.dropped]
-        for processes in _ROUNDS_NAMED if self._settings.named else _ROUNDS:
+        for processes in self._rounds():
             alive, failed = self._round(alive, processes)
             lost += failed
             keep = len(alive) if self._settings.named else max(MOST_PROPOSED, round(len(alive) * _KEPT))
             ranked = sorted(alive, key=self._cost)
             lost += [replace(each, dropped=self._behind(each, ranked[0])) for each in ranked[keep:]]
             alive = ranked[:keep]
-            if not self._settings.objective.timed or self._is_late(1.0):
+            if self._is_late(1.0):
                 break
         return [*alive, *lost]
+
+    def _rounds(self) -> tuple[int, ...]:
+        if not self._settings.objective.timed:
+            return (1,)  # sizes do not differ between processes
+        return _ROUNDS_NAMED if self._settings.named else _ROUNDS
 
     def _round(self, alive: Sequence[Candidate], processes: int) -> tuple[list[Candidate], list[Candidate]]:
         self._progress.start(f"Time {len(alive)} variants in {processes} fresh processes each", len(alive))
@@ -443,7 +448,8 @@ class _Search:
         for each in alive:
             candidate = each
             try:
-                while self._count(candidate) < processes and not (self._count(candidate) and self._is_late(1.0)):
+                candidate = self._timed(candidate)
+                while self._count(candidate) < processes and not self._is_late(1.0):
                     candidate = self._timed(candidate)
                 fine.append(candidate)
             except LightshipError as exc:
