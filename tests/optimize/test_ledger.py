@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from lightship.errors import LightshipError, Refused
-from lightship.optimize.ledger import Ledger
+from lightship.optimize.ledger import Interrupted, Ledger
 
 
 def test_work_is_done_once(tmp_path):
@@ -56,4 +56,31 @@ def test_interrupt_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         Ledger(tmp_path).recall("a", stop)
+    assert Ledger(tmp_path).recall("a", lambda: 1) == 1
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"\0" * 512, b"[1, 2]", b'{"key": 1, "value": {}, "seconds": 1}', b"{}"])
+def test_damaged_line_is_as_if_never_written(tmp_path, line):
+    """As a power cut leaves it; the lines round it count."""
+    ledger = Ledger(tmp_path)
+    ledger.recall("a", lambda: 1)
+    with (tmp_path / "ledger.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    ledger.recall("b", lambda: 2)
+
+    again = Ledger(tmp_path)
+    assert again.knows("a")
+    assert again.knows("b")
+
+
+def test_what_was_killed_may_succeed_another_time(tmp_path):
+    """A helper that ran out of memory once must not lose its variant for good."""
+
+    def killed() -> None:
+        raise Interrupted("killed by signal 9")
+
+    ledger = Ledger(tmp_path)
+    with pytest.raises(Interrupted):
+        ledger.recall("a", killed)
+    assert not ledger.knows("a")
     assert Ledger(tmp_path).recall("a", lambda: 1) == 1

@@ -350,3 +350,23 @@ def test_graph_of_another_interface_is_refused(given, reference, edit, words):
     """It could not take the reference's place; the message shows both."""
     with pytest.raises(InvalidInput, match=rf"image FP32 \[\?, 1, 8, 8\] -> logits FP32 \[\?, 3\]\. {words}"):
         given(changed(reference, edit))
+
+
+def test_search_whose_time_is_over_finds_again_what_it_found(result):
+    """The second run begins late: it does nothing new, and reaches the same proposals."""
+    late = replace(SIZE, minutes=0.02)
+    first = result(Int8Dynamic(), Int8Static(), settings=late)
+
+    again = result(Int8Dynamic(), Int8Static(), settings=late)
+
+    assert [each.name for each in first.proposed]
+    assert again.candidates == first.candidates
+
+
+def test_graph_that_was_changed_on_the_disk_is_not_proposed(result, tmp_path):
+    """What is released must be what was measured."""
+    result(Int8Dynamic())
+    (tmp_path / "int8-dynamic.onnx").write_bytes((tmp_path / "reference.onnx").read_bytes())
+
+    with pytest.raises(Refused, match="is not the graph that was made and measured"):
+        result(Int8Dynamic())

@@ -411,6 +411,18 @@ def test_rows_that_the_reference_cannot_answer_are_no_fault_of_the_variant(home,
         optimize_bundle("encoder:1", data=tmp_path / "bad.parquet", home=home)
 
 
+def test_a_row_without_an_answer_is_no_fault_of_the_variant(home, propose, tmp_path):
+    """The reference gives NaN for it: it is a bad row, and the other rows judge."""
+    propose({"int8-static": models.good()})
+    rows, truth = models.digits()[1].copy(), models.digits()[2]
+    rows[7] = np.nan
+    np.savez(tmp_path / "nan.npz", x=rows, label=truth)
+
+    done = optimize_bundle("digits:1", data=tmp_path / "nan.npz", home=home)
+
+    assert done.chosen == "int8-static"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -432,11 +444,13 @@ def test_data_that_does_not_fit_is_refused(home, plain, tmp_path):
     """Labels that the budget needs, classes that the model lacks, rows of another model, too few to choose on."""
     truth = models.digits()[2]
     np.savez(tmp_path / "far.npz", x=models.digits()[1], label=truth + 5)
+    np.savez(tmp_path / "shifted.npz", x=models.digits()[1], label=(truth + 1) % 10)
     np.savez(tmp_path / "wide.npz", x=np.zeros((50, 65), np.float32))
     np.savez(tmp_path / "few.npz", x=models.digits()[1][:9])
     for path, options, words in (
         (plain, {"min_accuracy": 0.9}, r"has no 'label'"),
         (tmp_path / "far.npz", {}, r"Labels go up to class 14.*'logits' float32"),
+        (tmp_path / "shifted.npz", {}, "The labels do not fit the model"),
         (plain, {"output": "none"}, "has no output 'none'"),
         (tmp_path / "wide.npz", {}, r"'x' takes rows of the shape \[64\]. Got \[65\]"),
         (tmp_path / "few.npz", {}, "needs at least 8 different rows"),

@@ -16,7 +16,11 @@ from lightship.data.files import write_atomic
 from lightship.errors import LightshipError
 from lightship.types import Json
 
-__all__ = ["Ledger"]
+__all__ = ["Interrupted", "Ledger"]
+
+
+class Interrupted(LightshipError):
+    """A piece of work was ended from outside: killed, or too slow just now. It may succeed another time."""
 
 
 class Ledger:
@@ -45,16 +49,31 @@ class Ledger:
         write_atomic(path := self.graph(name), graph)
         return path
 
+    def knows(self, key: str) -> bool:
+        """Return whether something stands under ``key``, a failure too: then to recall it takes no time."""
+        return key in self._lines
+
+    def failed(self, key: str) -> bool:
+        """Return whether a failure stands under ``key``."""
+        return "error" in self._lines.get(key, {})
+
+    def forget(self, key: str) -> None:
+        """Let what stands under ``key`` be done again."""
+        self._lines.pop(key, None)
+
     def recall(self, key: str, work: Callable[[], Json]) -> Json:
         """Return what stands under ``key``, else what ``work`` gives, and keep it.
 
         Raises:
-            LightshipError: ``work`` failed, now or when it was done before.
+            LightshipError: ``work`` failed, now or when it was done before. What only this moment made fail
+                (``Interrupted``) is not kept.
         """
         if key not in self._lines:
             started = self._clock()
             try:
                 self._write(key, {"value": work()}, started)
+            except Interrupted:
+                raise
             except LightshipError as exc:
                 self._write(key, {"error": str(exc)}, started)
                 raise
@@ -79,4 +98,14 @@ class Ledger:
         whole, mark, cut = written.rpartition(b"\n")
         if cut:
             write_atomic(path, whole + mark)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [found for line in whole.splitlines() if (found := _entry(line))]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return what a line says; None if it is not one of ours, as after a power cut: then it is done again."""
+    try:
+        found = json.loads(line)
+        good = isinstance(found["key"], str) and isinstance(found["value"], dict) and found["seconds"] >= 0
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if good else None

@@ -262,7 +262,8 @@ class _Search:
         candidate = Candidate(
             plan.name, tuple(each.name for each in plan.passes), plan.engine, plan.options, plan.precision
         )
-        if self._is_late(_MAKING) and before and not self._settings.named:
+        begun = self._ledger.failed(f"make {_chain(candidate)}") or self._ledger.knows(f"run {candidate.name}")
+        if self._is_late(_MAKING) and before and not begun and not self._settings.named:
             minutes = f"{self._settings.minutes:g} minutes"
             return replace(candidate, dropped=f"not tried: too little was left of the {minutes}. Give it more")
         try:
@@ -290,8 +291,11 @@ class _Search:
             self._ledger.keep_graph(_chain(candidate), graph)
             return {"size_bytes": len(graph), "sha256": sha256_hex(graph), "note": _note(graph) if plan.passes else ""}
 
+        key = f"make {_chain(candidate)}"
+        if not self._ledger.graph(_chain(candidate)).exists() and not self._ledger.failed(key):
+            self._ledger.forget(key)
         try:
-            found: Any = self._ledger.recall(f"make {_chain(candidate)}", work)
+            found: Any = self._ledger.recall(key, work)
         except LightshipError as exc:
             raise PassFailed(str(exc)) from exc
         notes = (found["note"],) if found["note"] else ()
@@ -418,7 +422,11 @@ class _Search:
         return candidate if candidate.graph else self._with_graph(candidate)
 
     def _with_graph(self, candidate: Candidate) -> Candidate:
-        return replace(candidate, graph=self._ledger.graph(_chain(candidate)).read_bytes())
+        path = self._ledger.graph(_chain(candidate))
+        graph = path.read_bytes()
+        if sha256_hex(graph) != candidate.sha256:
+            raise Refused(f"{path} is not the graph that was made and measured. Remove its folder and search again.")
+        return replace(candidate, graph=graph)
 
     # ---- all candidates ---------------------------------------------------------------------------------------------
 
@@ -433,8 +441,8 @@ class _Search:
             ranked = sorted(alive, key=self._cost)
             lost += [replace(each, dropped=self._behind(each, ranked[0])) for each in ranked[keep:]]
             alive = ranked[:keep]
-            if self._is_late(1.0):
-                break
+            if any(self._count(each) < processes for each in alive):
+                break  # the time is over
         return [*alive, *lost]
 
     def _rounds(self) -> tuple[int, ...]:
@@ -448,8 +456,7 @@ class _Search:
         for each in alive:
             candidate = each
             try:
-                candidate = self._timed(candidate)
-                while self._count(candidate) < processes and not self._is_late(1.0):
+                while self._count(candidate) < processes and self._may_time(candidate):
                     candidate = self._timed(candidate)
                 fine.append(candidate)
             except LightshipError as exc:
@@ -457,6 +464,12 @@ class _Search:
             self._progress.advance(note=f"{each.name}: {self._settings.objective.words(candidate, self._base)}")
         self._progress.done()
         return fine, failed
+
+    def _may_time(self, candidate: Candidate) -> bool:
+        """Return whether there is time for one more process: always for the first, and for one that stands written."""
+        goal = next(iter(self._settings.objective.timed), "latency")
+        count = self._count(candidate)
+        return not count or not self._is_late(1.0) or self._ledger.knows(f"pairs {goal} {candidate.name} {count}")
 
     def _count(self, candidate: Candidate) -> int:
         goal = next(iter(self._settings.objective.timed), "latency")

@@ -15,6 +15,7 @@ from typing import Any
 from lightship.engine.measure import PairedTiming
 from lightship.engine.runner import LONGEST_RUN_S
 from lightship.errors import LightshipError
+from lightship.optimize.ledger import Interrupted
 from lightship.types import Json
 
 __all__ = ["Call", "Clockwork", "Sweep", "Way"]
@@ -115,7 +116,7 @@ class Clockwork:
                     env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
                 )
             except subprocess.TimeoutExpired as exc:
-                raise LightshipError(f"it was stopped after {exc.timeout:.0f} s of being timed") from exc
+                raise Interrupted(f"it was stopped after {exc.timeout:.0f} s of being timed") from exc
         return _answer(done)
 
 
@@ -124,6 +125,10 @@ def _called(way: Way, call: Call) -> dict[str, Json]:
 
 
 def _answer(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+    if done.returncode < 0:
+        raise Interrupted(
+            f"the process that timed it was killed by signal {-done.returncode}; that happens when memory runs out"
+        )
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError as exc:

@@ -197,7 +197,9 @@ class GivenRows:
         """Yield (rows, inputs, the reference's answers): of the batch, else of its rows that can be run, singly."""
         try:
             inputs = self._file.stacked(batch)
-            yield batch, inputs, self._reference.run(inputs)
+            answers = self._reference.run(inputs)
+            self._require_numbers(answers)
+            yield batch, inputs, answers
         except LightshipError as exc:
             if len(batch) > 1:
                 for index in batch:
@@ -205,6 +207,12 @@ class GivenRows:
                 return
             why = str(exc).partition(". ")[0]
             self.bad.append(BadRow(self._file.ids[batch[0]], f"the reference cannot answer it: {why}"))
+
+    def _require_numbers(self, answers: Tensors) -> None:
+        """Refuse answers that nothing can be compared with: NaN, and in scores that labels judge infinity."""
+        for name, array in answers.items():
+            if array.dtype.kind == "f" and (~np.isfinite(array) if self.labeled else np.isnan(array)).any():
+                raise InvalidInput(f"{name!r} is no number. There is nothing to compare a variant with")
 
     def _batches(self, indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         """Yield batches of rows of one shape, in the order of their first rows."""

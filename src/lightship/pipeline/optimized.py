@@ -26,6 +26,7 @@ from lightship.engine.runner import Runner
 from lightship.engine.tuning import Tuned, tuning_path, write_tuned
 from lightship.errors import BundleRefused, InvalidInput
 from lightship.extensions import extension_names
+from lightship.optimize.answers import count_correct
 from lightship.optimize.candidate import Candidate, Rows
 from lightship.optimize.objective import Objective
 from lightship.optimize.plan import Plan, default_plans, known_plans
@@ -50,6 +51,7 @@ from lightship.validate.gate import Policy, apply_policy, policy_named, require
 from lightship.validate.judge import Candidate as Judged
 from lightship.validate.judge import Judgement, Outcome, judge
 from lightship.validate.logits import labels_of
+from lightship.validate.statistics import wilson
 
 __all__ = ["OptimizedRelease", "optimize_bundle"]
 
@@ -272,6 +274,23 @@ def _parent(home: Home, reference: str) -> _Parent:
     return _Parent(release, manifest, task, subject)
 
 
+def _require_fitting_labels(reference: Runner, selection: Rows) -> None:
+    """Refuse labels that the reference is shown to answer worse than one who always says the most frequent class.
+
+    Who has almost nothing right can lose nothing: against such labels any variant would pass.
+    """
+    if selection.labels is None:
+        return
+    right = count_correct(reference, selection)
+    frequent = int(np.bincount(selection.labels).max())
+    if wilson(right, selection.count, 1 - ALPHA).high < frequent / selection.count:
+        raise InvalidInput(
+            f"The labels do not fit the model: its reference answers {right} of {selection.count} rows as they say, "
+            f"and the most frequent class alone has {frequent}. They must be the places of the classes among the "
+            "scores, from 0 on, row by row. Correct them, or leave them out to judge by the reference's own answers."
+        )
+
+
 class _Work:
     """One call at work."""
 
@@ -295,6 +314,7 @@ class _Work:
         try:
             rows = self._read_rows(reference)
             selection = self._selection(rows)
+            _require_fitting_labels(reference, selection)
             found = self._search(rows, selection, folder)
             looks = self._looks(rows, found, selection.output)
             if rows is not None and looks:

@@ -11,6 +11,7 @@ import io
 import math
 import zipfile
 from collections.abc import Mapping
+from tokenize import TokenError
 
 import numpy as np
 
@@ -36,7 +37,17 @@ def read_npz(data: bytes, *, what: str = "The file", max_bytes: int = MAX_NPZ_BY
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _read(archive, what=what, max_bytes=max_bytes)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError, SyntaxError) as exc:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        TokenError,
+        MemoryError,
+    ) as exc:
         raise InvalidInput(
             f"{what} must be a .npz file, as `numpy.savez` writes it. {str(exc)[:200] or type(exc).__name__}."
         ) from exc

@@ -16,6 +16,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Protocol
 
 import numpy as np
@@ -400,7 +401,16 @@ def _stored_arrays(path: Path, what: str) -> dict[str, _Stored]:
                         "Write it with `numpy.savez`, or as a folder of files."
                     )
                 arrays[name] = _stored(path, archive, member, name, what)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, SyntaxError) as exc:
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        SyntaxError,
+        TokenError,
+        MemoryError,
+    ) as exc:
         raise InvalidData(f"{what} must be a .npz file, as `numpy.savez` writes it. {str(exc)[:200]}.") from exc
     return arrays
 
