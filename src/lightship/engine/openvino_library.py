@@ -53,7 +53,7 @@ def _loaded(name: str, needed_for: str) -> Any:
     try:
         with _nothing_reports():
             return import_module(name)
-    except ModuleNotFoundError as exc:
+    except ImportError as exc:  # not there, or there and broken: the line that installs it repairs it too
         raise MissingExtra(extra=_EXTRA, needed_for=needed_for) from exc
 
 
