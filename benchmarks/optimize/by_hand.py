@@ -225,11 +225,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each timing process")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=FILE", help="an ONNX file of another tool")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lightship-benchmarks")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files and searches are to stay")
     options = parser.parse_args()
     options.cache.mkdir(exist_ok=True)
     model = SUBJECTS[options.model](options.cache)
     with tempfile.TemporaryDirectory(prefix="lightship-by-hand-") as place:
-        folder = Path(place)
+        folder = options.keep or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.onnx").write_bytes(model.graph)
         inputs = {name: array for name, array in model.rows.items() if name != "label"}
         contestants = by_hand(folder, {name: array[:CALIBRATION] for name, array in inputs.items()})

@@ -18,14 +18,14 @@ from lightship.errors import LightshipError
 from lightship.optimize.variant_pass import PassFailed, load_pass
 
 NAMES = (
-    "fp16", "fused", "int4-weights", "int8-dynamic", "int8-dynamic-channel", "int8-mixed", "int8-static",
-    "int8-static-entropy", "int8-static-percentile", "nncf-int8", "nncf-int8-weights",
+    "fp16", "fused", "int4-weights", "int8-dynamic", "int8-dynamic-channel", "int8-dynamic-mixed", "int8-mixed",
+    "int8-static", "int8-static-entropy", "int8-static-percentile", "nncf-int8", "nncf-int8-weights",
 )  # fmt: skip
 NNCF = find_spec("nncf") is not None
 ENGINES = ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",)
 
 # The least cosine of the worst output over all rows. Random weights are harder on int8 than trained ones.
-LEAST_COSINE = {"fp16": 0.9999, "int8-mixed": 0.99, "nncf-int8-weights": 0.999}
+LEAST_COSINE = {"fp16": 0.9999, "int8-dynamic-mixed": 0.99, "int8-mixed": 0.99, "nncf-int8-weights": 0.999}
 LEAST_COSINE |= {"int4-weights": 0.8, "int8-static-entropy": 0.9}  # few steps; a range that leaves out what is rare
 INT8_COSINE = 0.98
 # int8 hurts this model, which is what it is for: only these passes must answer nearly as it does.

@@ -21,7 +21,7 @@ from lightship.optimize.passes.int8_dynamic import Int8Dynamic
 from lightship.optimize.passes.int8_static import Int8Static
 from lightship.optimize.plan import Plan
 from lightship.optimize.search import MOST_PROPOSED, SearchResult, SearchSettings, measure_file, search
-from lightship.optimize.variant_pass import PassFailed
+from lightship.optimize.variant_pass import PassFailed, apply_passes
 from lightship.types import Silent
 
 SIZE = SearchSettings(objective=Objective.parse("size"), pairs=20, batches=(1, 8), threads=(1,))
@@ -88,6 +88,20 @@ def slower(reference: bytes) -> bytes:
     return changed(reference, edit)
 
 
+class Here:
+    """Applies passes in this process, also those that are not installed."""
+
+    def __init__(self, calibration: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._calibration = calibration
+
+    def make(self, passes, graph: bytes, *, limit_s: float) -> bytes:
+        """Return what the passes make of the graph."""
+        return apply_passes(passes, graph, self._calibration)
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
 @pytest.fixture
 def result(reference, calibration, selection, tmp_path):
     """Return a function that searches with some passes, in the same folder each time."""
@@ -101,6 +115,7 @@ def result(reference, calibration, selection, tmp_path):
             settings=replace(settings, named=named),
             folder=tmp_path,
             progress=Silent(),
+            maker=Here(calibration),
         )
 
     return go

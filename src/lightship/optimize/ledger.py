@@ -73,6 +73,7 @@ class Ledger:
             try:
                 self._write(key, {"value": work()}, started)
             except Interrupted:
+                self.spent_s += self._clock() - started
                 raise
             except LightshipError as exc:
                 self._write(key, {"error": str(exc)}, started)

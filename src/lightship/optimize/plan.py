@@ -13,8 +13,6 @@ from lightship.types import Json
 
 __all__ = ["Plan", "default_plans", "known_plans"]
 
-_FUSED = "fused"
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -82,10 +80,7 @@ def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:
     plans = [] if engine == ONNX_RUNTIME else [Plan(f"{engine}-fp32", (), engine)]
     if engine == "openvino":
         plans.append(Plan("openvino-bf16", (), engine, "bf16", {"precision": "bf16"}))
-    fused = next((each for each in passes if each.name == _FUSED), None)
-    for each in passes:
-        if engine in each.engines:
-            plans.append(Plan(f"{prefix}{each.name}", (each,), engine, each.precision))
-            if fused and engine in fused.engines and not each.lossless and not each.needs_calibration:
-                plans.append(Plan(f"{prefix}{_FUSED}-{each.name}", (fused, each), engine, each.precision))
+    plans += [
+        Plan(f"{prefix}{each.name}", (each,), engine, each.precision) for each in passes if engine in each.engines
+    ]
     return plans

@@ -6,7 +6,7 @@ without a word (two neighbors of 255 x 127 are enough).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from lightship.optimize.variant_pass import PassFailed
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["quantize", "quantize_dynamic", "quantize_static", "quantized_with", "saturates"]
+__all__ = ["dynamic_of", "quantize", "quantize_dynamic", "quantize_static", "quantized_with", "saturates"]
 
 _MOST_ROWS: Mapping[Method, int] = {"min-max": 256, "percentile": 64, "entropy": 64}
 
@@ -72,35 +72,44 @@ def quantize_dynamic(graph: bytes, *, per_channel: bool, name: str) -> bytes:
     Raises:
         PassFailed: see ``quantize``.
     """
+    return quantize(graph, lambda model: dynamic_of(model, per_channel=per_channel), name=name)
+
+
+def dynamic_of(model: onnx.ModelProto, *, per_channel: bool, in_float: Collection[str] = ()) -> onnx.ModelProto:
+    """Return the model with int8 weights and activations that are quantized while it runs.
+
+    Args:
+        model: is left as it is.
+        per_channel: one scale for each output channel of a weight, not one for all of it.
+        in_float: names of the nodes that stay as they are.
+    """
     import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+    from onnxruntime.quantization.quant_utils import QuantizationMode
+    from onnxruntime.quantization.registry import IntegerOpsRegistry
 
-    def run(model: onnx.ModelProto) -> onnx.ModelProto:
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
-        from onnxruntime.quantization.quant_utils import QuantizationMode
-        from onnxruntime.quantization.registry import IntegerOpsRegistry
-
-        quantizer = ONNXQuantizer(
-            _with_shapes(model),
-            per_channel,
-            # With one scale for a whole product few weights are large enough to overflow, and the bit is needed: on a
-            # sentence model without VNNI a cosine of .963 with it, .882 without. The small weights of cells are not.
-            saturates() and (per_channel or any(node.op_type == "LSTM" for node in model.graph.node)),
-            QuantizationMode.IntegerOps,
-            False,  # not static
-            QuantType.QInt8,
-            QuantType.QUInt8,
-            None,
-            [],
-            [],
-            sorted(IntegerOpsRegistry),
-            # Where no shape is known, as in graphs that were fused before, the quantizer would give up.
-            {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        quantizer.quantize_model()
-        return _model_of(quantizer)
-
-    return quantize(graph, run, name=name)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    quantizer = ONNXQuantizer(
+        _with_shapes(copied),
+        per_channel,
+        # With one scale for a whole product few weights are large enough to overflow, and the bit is needed: on a
+        # sentence model without VNNI a cosine of .963 with it, .882 without. The small weights of cells are not.
+        saturates() and (per_channel or any(node.op_type == "LSTM" for node in model.graph.node)),
+        QuantizationMode.IntegerOps,
+        False,  # not static
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        None,
+        [],
+        [*in_float, *(f"{name}_MatMul" for name in in_float)],  # as the quantizer calls a Gemm that it takes apart
+        sorted(IntegerOpsRegistry),
+        # Where no shape is known, as in graphs that were fused before, the quantizer would give up.
+        {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+    quantizer.quantize_model()
+    return _model_of(quantizer)
 
 
 def quantize_static(

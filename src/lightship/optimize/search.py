@@ -1,14 +1,17 @@
 """Make variants, measure them on the machine at hand, and propose at most three to the gate.
 
-Only selection rows are looked at. Cheap looks come first and losers go early: a variant is made, then its answers are
-held against the reference's, then it is timed in fresh processes, in more of them the longer it stays (successive
-halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each variant that is not proposed says why in one line; the
-reference is always an honest way out. What was done is kept in a folder, so a search that was stopped goes on.
+Only selection rows are looked at. Cheap looks come first and losers go early: a variant is made, called a few times,
+and its answers are held against the reference's; the best find out how they are best called and are timed in fresh
+processes, in more of them the longer they stay (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
+Each variant that is not proposed says why in one line; the reference is always an honest way out. What was done is kept
+in a folder, so a search that was stopped goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +28,11 @@ from lightship.optimize.candidate import Candidate, Quality, Rows, Speed
 from lightship.optimize.floor import floor_of
 from lightship.optimize.front import with_front
 from lightship.optimize.ledger import Ledger
+from lightship.optimize.maker import Maker, PassProcess
 from lightship.optimize.objective import TIMED, Objective
 from lightship.optimize.plan import Plan
 from lightship.optimize.timing import Call, Clockwork, Sweep, Way
-from lightship.optimize.variant_pass import PassFailed, VariantPass, read_note
+from lightship.optimize.variant_pass import PassFailed, read_note
 from lightship.tasks.npz import write_npz
 from lightship.types import Json, Progress, Silent
 from lightship.validate.fidelity import FidelityBudget
@@ -42,10 +46,13 @@ _TIE = 0.05  # costs that differ by less are taken for equal, and the better ans
 _ROUNDS = (1, 3, 7)  # fresh processes a candidate has been timed in after each round; 6 give a 95 % interval
 _ROUNDS_NAMED = (3,)  # the gate does not ask of a named variant that it be faster
 _KEPT = 0.5  # share that stays after each round, never fewer than may be proposed
-_MAKING = 0.6  # share of the time after which no further variant is begun
-_SWEEP_SHARE, _PAIRS_SHARE = 0.02, 0.004  # of the time: for one process that sweeps, or times pairs
+_MAKING, _MADE = 0.6, 0.75  # shares of the time: no further variant is begun; the one that is being made is stopped
+_PASS_SHARE, _LEAST_PASS_S = 0.2, 20.0  # of the time, and in seconds: what one variant may take to be made
+_LONGEST_PASS_S = 3600.0  # of a named variant
+_LOOK_SHARE, _SWEEP_SHARE, _PAIRS_SHARE = 0.004, 0.012, 0.004  # of the time: for one process that looks, sweeps, pairs
+_LOOKED_AT = 6  # the best by a first look are swept and timed
 _TIMED_ROWS = 64
-_CHECKED_SHARE = 0.02  # of the time: what a look at the answers of the reference may cost
+_CHECKED_SHARE = 0.01  # of the time: what a look at the answers of the reference may cost
 _LEAST_CHECKED = 64
 _MOST_ANSWER_BYTES = 256 << 20
 _PLAINLY_DEAR = 2.0  # processes differ by this much by chance; what is dearer is not looked at any further
@@ -129,6 +136,7 @@ def search(
     settings: SearchSettings,
     folder: Path,
     progress: Progress,
+    maker: Maker | None = None,
 ) -> SearchResult:
     """Try each plan on ``reference``; at most ``MOST_PROPOSED`` of the candidates have an empty ``dropped``.
 
@@ -142,11 +150,18 @@ def search(
         settings: see there.
         folder: keeps what was made and measured; a later search with the same arguments goes on from it.
         progress: hears what is done.
+        maker: applies the passes; by default a process that finds them by their names.
 
     Raises:
         LightshipError: the reference itself cannot be run.
     """
-    return _Search(reference, calibration, selection, settings, Ledger(folder), progress, judged=judged).run(plans)
+    with _scratch(folder) as scratch:
+        maker = maker or PassProcess(scratch, calibration)
+        try:
+            at_work = _Search(reference, selection, settings, Ledger(folder), scratch, progress, judged=judged)
+            return at_work.run(plans, maker)
+        finally:
+            maker.close()
 
 
 def measure_file(
@@ -158,13 +173,27 @@ def measure_file(
         InvalidInput: the engine cannot load it, or it has another interface than the reference.
         Refused: it reaches outside of itself, or it fails while it runs, or runs too long.
     """
-    at_work = _Search(reference, (), selection, replace(settings, named=True), Ledger(folder), Silent(), judged=True)
+    settings = replace(settings, named=True)
+    with _scratch(folder) as scratch:
+        try:
+            at_work = _Search(reference, selection, settings, Ledger(folder), scratch, Silent(), judged=True)
+            return at_work.measure_given(name, graph)
+        except (InvalidInput, Refused):
+            raise
+        except LightshipError as exc:  # of a graph that somebody gave, a run that fails is the graph's fault, not ours
+            raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Lend a folder for what lies about while processes run; what a killed search left there goes first."""
+    scratch = folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
-        return at_work.measure_given(name, graph)
-    except (InvalidInput, Refused):
-        raise
-    except LightshipError as exc:  # of a graph that somebody gave, a run that fails is the graph's fault, not ours
-        raise Refused(f"The variant {name!r} is refused, the engine does not run it: {exc}") from exc
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Search:
@@ -173,35 +202,36 @@ class _Search:
     def __init__(
         self,
         reference: bytes,
-        calibration: Sequence[Mapping[str, np.ndarray]],
         selection: Rows,
         settings: SearchSettings,
         ledger: Ledger,
+        scratch: Path,
         progress: Progress,
         *,
         judged: bool,
     ) -> None:
-        self._calibration, self._selection, self._settings = calibration, selection, settings
+        self._selection, self._settings = selection, settings
         self._ledger, self._progress, self._judged = ledger, progress, judged
         self._graph = reference
         self._threads = max(settings.threads)
         rows = ledger.folder / "rows.npz"
         rows.write_bytes(write_npz(selection.repeated(min(selection.count, _TIMED_ROWS))))
-        self._clockwork = Clockwork(rows, batched=selection.batched)
+        self._clockwork = Clockwork(rows, scratch=scratch, batched=selection.batched)
+        self._looks: dict[str, Sweep] = {}
         self._sweeps: dict[str, Sweep] = {}
         self._timings: dict[tuple[str, str], list[PairedTiming]] = {}
         ledger.keep_graph(REFERENCE, reference)
         self._base = Candidate(REFERENCE, size_bytes=len(reference), sha256=sha256_hex(reference))
 
-    def run(self, plans: Sequence[Plan]) -> SearchResult:
+    def run(self, plans: Sequence[Plan], maker: Maker) -> SearchResult:
         self._measure_reference()
         self._progress.start("Make variants and look at their answers", len(plans))
         tried: list[Candidate] = []
         for plan in plans:
-            tried.append(each := self._looked_at(plan, tried))
+            tried.append(each := self._looked_at(plan, tried, maker))
             self._progress.advance(note=f"{each.name}: {each.dropped or self._front_words(tried)}")
         self._progress.done(f"{sum(not each.dropped for each in tried)} of {len(tried)} answer well enough to be timed")
-        ranked = self._ranked(self._halved(tried))
+        ranked = self._ranked(self._halved(self._best_swept(tried)))
         return self._result(self._proposed(ranked))
 
     def _result(self, candidates: Sequence[Candidate]) -> SearchResult:
@@ -233,6 +263,7 @@ class _Search:
         runner.close()
         self._require_runs(self._base)
         self._base = self._swept(self._base)
+        self._look(self._base)
         self._base = replace(self._base, quality=self._quality(self._base))
         call = self._sweeps[REFERENCE]
         self._progress.done(f"{call.call_ms[call.quickest(self._settings.batch)]:.3g} ms a call")
@@ -257,8 +288,8 @@ class _Search:
 
     # ---- one candidate ----------------------------------------------------------------------------------------------
 
-    def _looked_at(self, plan: Plan, before: Sequence[Candidate]) -> Candidate:
-        """Make a candidate, compare its answers, find its best way to be called; dropped as soon as it has lost."""
+    def _looked_at(self, plan: Plan, before: Sequence[Candidate], maker: Maker) -> Candidate:
+        """Make a candidate, call it a few times, compare its answers; dropped as soon as it has lost."""
         candidate = Candidate(
             plan.name, tuple(each.name for each in plan.passes), plan.engine, plan.options, plan.precision
         )
@@ -267,11 +298,11 @@ class _Search:
             minutes = f"{self._settings.minutes:g} minutes"
             return replace(candidate, dropped=f"not tried: too little was left of the {minutes}. Give it more")
         try:
-            candidate = self._made(candidate, plan)
+            candidate = self._made(candidate, plan, maker)
             if (twin := self._twin(candidate, before)) and not self._settings.named:
                 return replace(candidate, dropped=f"the same graph as {twin}, run in the same way")
             self._require_runs(candidate)
-            candidate = self._swept(candidate)
+            self._look(candidate)
             if (reason := self._too_dear(candidate)) and not self._settings.named:
                 return replace(candidate, dropped=reason)
             candidate = replace(candidate, quality=self._quality(candidate))
@@ -283,11 +314,9 @@ class _Search:
         except LightshipError as exc:
             return replace(candidate, dropped=f"the engine does not run it: {exc}")
 
-    def _made(self, candidate: Candidate, plan: Plan) -> Candidate:
+    def _made(self, candidate: Candidate, plan: Plan, maker: Maker) -> Candidate:
         def work() -> Json:
-            graph = self._graph
-            for each in plan.passes:
-                graph = _applied(each, graph, self._calibration)
+            graph = maker.make(plan.passes, self._graph, limit_s=self._pass_s()) if plan.passes else self._graph
             self._ledger.keep_graph(_chain(candidate), graph)
             return {"size_bytes": len(graph), "sha256": sha256_hex(graph), "note": _note(graph) if plan.passes else ""}
 
@@ -300,6 +329,13 @@ class _Search:
             raise PassFailed(str(exc)) from exc
         notes = (found["note"],) if found["note"] else ()
         return replace(candidate, size_bytes=found["size_bytes"], sha256=found["sha256"], notes=notes)
+
+    def _pass_s(self) -> float:
+        """Return how long a variant may take to be made: so long that the others can be tried too."""
+        if self._settings.named:
+            return _LONGEST_PASS_S
+        left_s = self._seconds(_MADE) - self._ledger.spent_s
+        return max(min(self._seconds(_PASS_SHARE), left_s), _LEAST_PASS_S)
 
     def _twin(self, candidate: Candidate, before: Sequence[Candidate]) -> str | None:
         for other in (self._base, *before):
@@ -360,30 +396,46 @@ class _Search:
 
     def _too_dear(self, candidate: Candidate) -> str:
         """Say that a candidate is so far behind the reference in one process that no luck explains it."""
-        cost = self._settings.objective.rough_cost(
-            {goal: self._row_ms(candidate.name, goal) / self._row_ms(REFERENCE, goal) for goal in TIMED}
+        cost = self._rough_cost(candidate)
+        return "" if cost < _PLAINLY_DEAR else self._rough_words(cost)
+
+    def _rough_cost(self, candidate: Candidate) -> float:
+        """Return the cost by one process of either, which chance may have made half as slow or twice."""
+        mine, base = self._looks[candidate.name], self._looks[REFERENCE]
+        return self._settings.objective.rough_cost(
+            {goal: self._row_ms(mine, goal) / self._row_ms(base, goal) for goal in TIMED}
             | {"size": candidate.size_bytes / self._base.size_bytes}
-            | {"memory": (candidate.memory_bytes or 0) / max(self._base.memory_bytes or 0, 1)}
+            | {"memory": mine.memory_bytes / max(base.memory_bytes, 1)}
         )
-        if cost < _PLAINLY_DEAR:
-            return ""
+
+    def _rough_words(self, cost: float) -> str:
         return f"about {cost:.2g} times the reference's {self._settings.objective} in a first look"
 
+    def _look(self, candidate: Candidate) -> None:
+        """Call it alone, and in the batch that serves the reference best."""
+        batches = {self._settings.batch, self._sweeps[REFERENCE].busiest().batch}
+        if "throughput" in self._settings.objective.weights:
+            batches |= {4} & set(self._batches)
+        self._looks[candidate.name] = self._swept_over(
+            f"look {candidate.name}", candidate, sorted(batches), _LOOK_SHARE
+        )
+
     def _swept(self, candidate: Candidate) -> Candidate:
+        """Find how it is best called, and how much memory that takes."""
+        sweep = self._swept_over(f"sweep {candidate.name}", candidate, self._batches, _SWEEP_SHARE)
+        self._sweeps[candidate.name] = sweep
+        return replace(candidate, memory_bytes=sweep.memory_bytes)
+
+    def _swept_over(self, key: str, candidate: Candidate, batches: Sequence[int], share: float) -> Sweep:
         def work() -> Json:
             sweep = self._clockwork.sweep(
-                self._way(candidate),
-                threads=self._settings.threads,
-                batches=self._batches,
-                budget_s=self._seconds(_SWEEP_SHARE),
+                self._way(candidate), threads=self._settings.threads, batches=batches, budget_s=self._seconds(share)
             )
             calls = [[call.threads, call.batch, ms] for call, ms in sweep.call_ms.items()]
             return {"calls": calls, "memory_bytes": sweep.memory_bytes}  # type: ignore[dict-item]
 
-        found: Any = self._ledger.recall(f"sweep {candidate.name}", work)
-        calls = {Call(threads, batch): ms for threads, batch, ms in found["calls"]}
-        self._sweeps[candidate.name] = Sweep(calls, found["memory_bytes"])
-        return replace(candidate, memory_bytes=found["memory_bytes"])
+        found: Any = self._ledger.recall(key, work)
+        return Sweep({Call(threads, batch): ms for threads, batch, ms in found["calls"]}, found["memory_bytes"])
 
     def _timed(self, candidate: Candidate) -> Candidate:
         """Time a candidate against the reference in one more fresh process for each goal."""
@@ -412,8 +464,7 @@ class _Search:
         return Speed(combined(timings), mine.threads, mine.batch, base.threads, base.batch)
 
     def _call(self, name: str, goal: str) -> Call:
-        sweep = self._sweeps[name]
-        return sweep.quickest(self._settings.batch) if goal == "latency" else sweep.busiest()
+        return self._sweeps[name].best(goal, batch=self._settings.batch)
 
     def _way(self, candidate: Candidate) -> Way:
         return Way(self._ledger.graph(_chain(candidate)), candidate.engine, candidate.options)
@@ -429,6 +480,25 @@ class _Search:
         return replace(candidate, graph=graph)
 
     # ---- all candidates ---------------------------------------------------------------------------------------------
+
+    def _best_swept(self, tried: Sequence[Candidate]) -> list[Candidate]:
+        """Sweep the best by their first look; the others go."""
+        ranked = sorted((each for each in tried if not each.dropped), key=self._rough_cost)
+        keep = len(ranked) if self._settings.named else _LOOKED_AT
+        found = [each for each in tried if each.dropped]
+        found += [
+            replace(each, dropped=f"behind others: {self._rough_words(self._rough_cost(each))}")
+            for each in ranked[keep:]
+        ]
+        self._progress.start(f"Find how the best {len(ranked[:keep])} are best called", len(ranked[:keep]))
+        for each in ranked[:keep]:
+            try:
+                found.append(self._swept(each))
+            except LightshipError as exc:
+                found.append(replace(each, dropped=f"the engine does not run it: {exc}"))
+            self._progress.advance(note=each.name)
+        self._progress.done()
+        return found
 
     def _halved(self, tried: Sequence[Candidate]) -> list[Candidate]:
         """Time what is left, in more processes each round, and let the slower half go."""
@@ -530,13 +600,13 @@ class _Search:
         alive = [each for each in tried if not each.dropped]
         if goal is None or not alive:
             return "made"
-        row_ms = {each.name: self._row_ms(each.name, goal) for each in alive}
+        row_ms = {each.name: self._row_ms(self._looks[each.name], goal) for each in alive}
         leader = min(row_ms, key=lambda name: row_ms[name])
-        return f"{self._row_ms(REFERENCE, goal) / row_ms[tried[-1].name]:.2g}x; leading: {leader}"
+        return f"{self._row_ms(self._looks[REFERENCE], goal) / row_ms[tried[-1].name]:.2g}x; leading: {leader}"
 
-    def _row_ms(self, name: str, goal: str) -> float:
-        call = self._call(name, goal)
-        return self._sweeps[name].call_ms[call] / call.batch
+    def _row_ms(self, sweep: Sweep, goal: str) -> float:
+        call = sweep.best(goal, batch=self._settings.batch)
+        return sweep.call_ms[call] / call.batch
 
     def _is_late(self, share: float) -> bool:
         return self._ledger.spent_s > self._seconds(share)
@@ -568,15 +638,6 @@ def _truth(candidate: Candidate) -> float:
     if quality.correct is not None:
         return float(quality.correct)
     return quality.cosine.estimate if quality.cosine else 0.0
-
-
-def _applied(each: VariantPass, graph: bytes, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
-    try:
-        return each.apply(graph, calibration=calibration if each.needs_calibration else ())
-    except LightshipError:
-        raise
-    except Exception as exc:  # a pass may be anybody's code; its failure costs its own variant and no other
-        raise PassFailed(f"{each.name} failed: {type(exc).__name__}: {exc}") from exc
 
 
 def _note(graph: bytes) -> str:

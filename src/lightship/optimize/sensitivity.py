@@ -1,13 +1,13 @@
-"""Which activations of a graph suffer from int8: found by measurement, one at a time, in one session.
+"""Which layers of a graph suffer from int8: found by measurement, one at a time, in one session.
 
-The float graph gets every range that the quantized one has, each behind a switch. With one switch on, the change of
-the outputs is what that range alone costs; the costs of all add up nearly, which gives an order and a first guess, and
-the guess is then checked on the quantized graph itself.
+The float graph gets the rounding of the quantized one, each piece behind a switch. With one switch on, the change of
+the outputs is what that piece alone costs; the costs of all add up nearly, which gives an order and a first guess, and
+the guess is then checked on the quantized graph itself (``rescued``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +16,31 @@ import numpy as np
 from lightship.errors import CannotRun
 from lightship.optimize.onnx_model import sort_nodes
 from lightship.optimize.qdq import pairs_of
+from lightship.optimize.variant_pass import PassFailed, write_note
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["PRODUCTS", "Cost", "costs", "noise", "run_rows"]
+__all__ = ["PRODUCTS", "WANTED_DB", "Cost", "costs", "decibels", "noise", "product_costs", "rescued", "run_rows"]
+
+WANTED_DB = 20.0
+"""Signal to noise of the outputs that a mixed graph must keep on calibration rows: a cosine of .995."""
 
 _SWITCHES = "lightship/switches"
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _MOST_SWITCHES = 384  # beyond, neighbors share one: each costs a run
+_MOST_NAMED = 40
+_TABLES = frozenset({"Gather"})
 
 Rows = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What it costs to quantize one activation for some of its consumers.
+    """What it costs to quantize one piece of the graph.
 
     Attributes:
-        edges: (widened tensor in the quantized graph, name of the consumer).
+        edges: (tensor, name of the consumer that would see it rounded).
         noise: power of the change of the outputs over the power of the outputs, of the worst output.
     """
 
@@ -66,6 +72,84 @@ def costs(reference: onnx.ModelProto, quantized: onnx.ModelProto, rows: Rows) ->
         switches[index] = True
         found.append(Cost(edges, noise(plain, _outputs(session, rows, switches))))
     return sorted(found, key=lambda cost: -cost.noise)
+
+
+def product_costs(model: onnx.ModelProto, rows: Rows) -> list[Cost]:
+    """Return the cost of each product and table whose weights become int8, dearest first.
+
+    Weights are rounded with one scale a tensor, activations with the range that they have in the call.
+
+    Raises:
+        CannotRun: the engine does not run the graph on these rows.
+    """
+    layers = list(_weighted(model))
+    session = _session(_product_board(model, layers))
+    off = np.zeros(len(layers), np.bool_)
+    plain = _outputs(session, rows, off)
+    found = []
+    for index, (node, tensor) in enumerate(layers):
+        switches = off.copy()
+        switches[index] = True
+        found.append(Cost(((tensor.name, node.name),), noise(plain, _outputs(session, rows, switches))))
+    return sorted(found, key=lambda cost: -cost.noise)
+
+
+def rescued(
+    dearest: Sequence[Cost],
+    without: Callable[[Sequence[Cost]], onnx.ModelProto | None],
+    *,
+    reached: Callable[[onnx.ModelProto], float],
+    name: str,
+) -> onnx.ModelProto:
+    """Return a graph whose dearest pieces stay in float: more and more of them, until the outputs are near enough.
+
+    Args:
+        dearest: costs of all pieces, dearest first.
+        without: makes the graph with these in float; None when nothing would be left in int8.
+        reached: the decibels of a graph on rows that it is checked on.
+        name: the pass, for the error message.
+
+    Raises:
+        PassFailed: floats everywhere would not be enough, or nothing would be left in int8.
+    """
+    count, best = _first_guess([cost.noise for cost in dearest]), float("-inf")
+    while count <= len(dearest):
+        left = dearest[:count]
+        mixed = without(left)
+        if mixed is None:
+            break
+        best = reached(mixed)
+        if best >= WANTED_DB:
+            write_note(mixed, _note(left))
+            return mixed
+        count += max(1, count // 4)
+    worst = ", ".join(dearest[0].layers) if dearest else "none"
+    raise PassFailed(
+        f"{name} finds no mix for this graph: outputs reach {best:.1f} dB of the {WANTED_DB:g} that are wanted. "
+        f"What suffers most is {worst}. Keep it in float, or quantize its weights alone."
+    )
+
+
+def decibels(noise_share: float) -> float:
+    """Return signal over noise in dB."""
+    return float("inf") if noise_share <= 0 else float(-10 * np.log10(noise_share))
+
+
+def _first_guess(noises: Sequence[float]) -> int:
+    """Return how many of the dearest to leave out: the rest, added up, is half of what is allowed. At least 1."""
+    allowed = 10 ** (-WANTED_DB / 10) / 2
+    rest = np.cumsum(np.asarray(noises, np.float64)[::-1])[::-1]  # rest[i]: noise of i and all cheaper ones
+    return max(1, int((rest > allowed).sum()))
+
+
+def _note(left: Sequence[Cost]) -> str:
+    worst: dict[str, float] = {}
+    for cost in left:
+        for layer in cost.layers:
+            worst[layer] = max(worst.get(layer, 0.0), cost.noise)
+    names = [f"{layer} ({decibels(share):.0f} dB)" for layer, share in worst.items()]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"in float: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def run_rows(model: onnx.ModelProto, rows: Rows) -> list[np.ndarray]:
@@ -155,6 +239,57 @@ def _switchboard(
                 node.input[index] = here
     sort_nodes(board)
     return board
+
+
+def _weighted(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.TensorProto]]:
+    """Yield the products with float weights and the tables, each with its weight."""
+    from onnx import TensorProto
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        place = 1 if node.op_type in ("MatMul", "Gemm") else 0 if node.op_type in _TABLES else None
+        tensor = None if place is None else tensors.get(node.input[place])
+        if tensor is not None and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            yield node, tensor
+
+
+def _product_board(
+    model: onnx.ModelProto, layers: Sequence[tuple[onnx.NodeProto, onnx.TensorProto]]
+) -> onnx.ModelProto:
+    """Return the float graph where layer ``i`` computes as in int8 if input ``_SWITCHES[i]`` is true."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    board = onnx.ModelProto()
+    board.CopyFrom(model)
+    nodes = {node.name: node for node in board.graph.node}
+    board.graph.input.append(helper.make_tensor_value_info(_SWITCHES, TensorProto.BOOL, [len(layers)]))
+    for number, (layer, tensor) in enumerate(layers):
+        place, node = f"{_SWITCHES}/{number}", nodes[layer.name]
+        board.graph.initializer.append(numpy_helper.from_array(np.array(number, np.int64), place))
+        board.graph.initializer.append(numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor)), f"{place}/w"))
+        added = [
+            helper.make_node("Gather", [_SWITCHES, place], [f"{place}/on"]),
+            helper.make_node("Where", [f"{place}/on", f"{place}/w", tensor.name], [f"{place}/weights"]),
+        ]
+        weights_at = 0 if node.op_type in _TABLES else 1
+        node.input[weights_at] = f"{place}/weights"
+        if node.op_type not in _TABLES:
+            source, narrow = node.input[0], [f"{place}/narrow", f"{place}/scale", f"{place}/zero"]
+            added += [
+                helper.make_node("DynamicQuantizeLinear", [source], narrow),
+                helper.make_node("DequantizeLinear", narrow, [f"{place}/wide"]),
+                helper.make_node("Where", [f"{place}/on", f"{place}/wide", source], [f"{place}/taken"]),
+            ]
+            node.input[0] = f"{place}/taken"
+        board.graph.node.extend(added)
+    sort_nodes(board)
+    return board
+
+
+def _rounded(weights: np.ndarray) -> np.ndarray:
+    scale = max(float(np.abs(weights).max(initial=0.0)) / 127, 1e-30)
+    return (np.round(weights / scale) * scale).astype(np.float32)
 
 
 def _session(model: onnx.ModelProto, *, all_rewrites: bool = False) -> Any:

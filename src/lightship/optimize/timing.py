@@ -59,6 +59,10 @@ class Sweep:
         calls = [call for call in self.call_ms if call.batch == batch]
         return min(calls or self.call_ms, key=lambda call: self.call_ms[call])
 
+    def best(self, goal: str, *, batch: int) -> Call:
+        """Return the call for ``latency`` (of ``batch`` rows) or ``throughput``."""
+        return self.quickest(batch) if goal == "latency" else self.busiest()
+
     def busiest(self) -> Call:
         """Return the call at which most rows a second are served; of nearly equal ones the smallest batch."""
         rates = {call: call.batch / ms for call, ms in self.call_ms.items()}
@@ -71,11 +75,12 @@ class Clockwork:
 
     Args:
         rows: a ``.npz`` file with rows of every input.
+        scratch: where the files of the processes may lie while they run.
         batched: whether the first axis of the graph are rows.
     """
 
-    def __init__(self, rows: Path, *, batched: bool = True) -> None:
-        self._rows, self._batched = rows, batched
+    def __init__(self, rows: Path, *, scratch: Path, batched: bool = True) -> None:
+        self._rows, self._scratch, self._batched = rows, scratch, batched
 
     def sweep(self, way: Way, *, threads: Sequence[int], batches: Sequence[int], budget_s: float) -> Sweep:
         """Call a graph at all threads and batches, in a process of its own.
@@ -102,7 +107,7 @@ class Clockwork:
         self, reference: dict[str, Json] | None, candidate: dict[str, Json], budget_s: float, **more: Json
     ) -> dict[str, Any]:
         job = {"reference": reference, "candidate": candidate, "rows": str(self._rows), "batched": self._batched}
-        with tempfile.TemporaryDirectory(prefix="lightship-timing-") as folder:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             path = Path(folder) / "job.json"
             path.write_text(json.dumps({**job, "budget_s": budget_s, **more}))
             try:

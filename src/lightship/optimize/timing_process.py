@@ -26,7 +26,7 @@ from lightship.types import Json
 
 _PR_SET_PDEATHSIG = 1
 _WARMUP = 3
-_LEAST_CALLS, _LEAST_PAIRS, _MOST_CALLS = 5, 8, 300
+_LEAST_CALLS, _LEAST_PAIRS, _MOST_CALLS = 3, 8, 300
 _FALLING = 0.8  # two batches in a row that serve so much less than the best one end the sweep: larger ones do as well
 _LONGEST_CALL_S = 2.0
 

@@ -19,7 +19,7 @@ from lightship.extensions import load_extension
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["PassFailed", "VariantPass", "load_pass", "read_note", "write_note"]
+__all__ = ["PassFailed", "VariantPass", "apply_passes", "load_pass", "read_note", "write_note"]
 
 _NOTE = "lightship.note"
 
@@ -71,6 +71,22 @@ def load_pass(name: str) -> VariantPass:
             "Add what `lightship.optimize.variant_pass.VariantPass` asks for, or uninstall its package."
         )
     return loaded
+
+
+def apply_passes(passes: Sequence[VariantPass], graph: bytes, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+    """Return what the passes make of an ONNX graph, one after the other; rows are shown to those that need them.
+
+    Raises:
+        PassFailed: one of them cannot treat the graph, or failed in whatever way.
+    """
+    for each in passes:
+        try:
+            graph = each.apply(graph, calibration=calibration if each.needs_calibration else ())
+        except LightshipError:
+            raise
+        except Exception as exc:  # a pass may be anybody's code; its failure costs its own variant and no other
+            raise PassFailed(f"{each.name} failed: {type(exc).__name__}: {exc}") from exc
+    return graph
 
 
 def write_note(model: onnx.ModelProto, note: str) -> None:
