@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightship.engine.machine import usable_cores
 from lightship.errors import CannotRun
 from lightship.optimize.onnx_model import sort_nodes
 from lightship.optimize.qdq import pairs_of
@@ -29,6 +30,7 @@ WANTED_DB = 20.0
 _SWITCHES = "lightship/switches"
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _MOST_SWITCHES = 384  # beyond, neighbors share one: each costs a run
+_NEIGHBORS = 8
 _MOST_NAMED = 40
 _TABLES = frozenset({"Gather"})
 
@@ -63,15 +65,7 @@ def costs(reference: onnx.ModelProto, quantized: onnx.ModelProto, rows: Rows) ->
         CannotRun: the engine does not run the graph on these rows.
     """
     units = _units(quantized)
-    session = _session(_switchboard(reference, quantized, units))
-    off = np.zeros(len(units), np.bool_)
-    plain = _outputs(session, rows, off)
-    found = []
-    for index, edges in enumerate(units):
-        switches = off.copy()
-        switches[index] = True
-        found.append(Cost(edges, noise(plain, _outputs(session, rows, switches))))
-    return sorted(found, key=lambda cost: -cost.noise)
+    return _measured(units, _session(_switchboard(reference, quantized, units)), rows)
 
 
 def product_costs(model: onnx.ModelProto, rows: Rows) -> list[Cost]:
@@ -83,14 +77,30 @@ def product_costs(model: onnx.ModelProto, rows: Rows) -> list[Cost]:
         CannotRun: the engine does not run the graph on these rows.
     """
     layers = list(_weighted(model))
-    session = _session(_product_board(model, layers))
-    off = np.zeros(len(layers), np.bool_)
-    plain = _outputs(session, rows, off)
-    found = []
-    for index, (node, tensor) in enumerate(layers):
-        switches = off.copy()
-        switches[index] = True
-        found.append(Cost(((tensor.name, node.name),), noise(plain, _outputs(session, rows, switches))))
+    units = [((tensor.name, node.name),) for node, tensor in layers]
+    return _measured(units, _session(_product_board(model, layers)), rows)
+
+
+def _measured(units: Sequence[tuple[tuple[str, str], ...]], session: Any, rows: Rows) -> list[Cost]:
+    """Return what each switch costs; neighbors that together cost next to nothing are one piece, and one run."""
+    plain = _outputs(session, rows, np.zeros(len(units), np.bool_))
+
+    def cost(start: int, stop: int) -> Cost:
+        switches = np.zeros(len(units), np.bool_)
+        switches[start:stop] = True
+        edges = tuple(edge for unit in units[start:stop] for edge in unit)
+        return Cost(edges, noise(plain, _outputs(session, rows, switches)))
+
+    starts = range(0, len(units), _NEIGHBORS)
+    little = _allowed() / max(2 * len(starts), 1)
+    found: list[Cost] = []
+    for start in starts:
+        stop = min(start + _NEIGHBORS, len(units))
+        together = cost(start, stop)
+        if together.noise <= little or stop - start == 1:
+            found.append(together)
+        else:
+            found += [cost(index, index + 1) for index in range(start, stop)]
     return sorted(found, key=lambda cost: -cost.noise)
 
 
@@ -137,9 +147,13 @@ def decibels(noise_share: float) -> float:
 
 def _first_guess(noises: Sequence[float]) -> int:
     """Return how many of the dearest to leave out: the rest, added up, is half of what is allowed. At least 1."""
-    allowed = 10 ** (-WANTED_DB / 10) / 2
     rest = np.cumsum(np.asarray(noises, np.float64)[::-1])[::-1]  # rest[i]: noise of i and all cheaper ones
-    return max(1, int((rest > allowed).sum()))
+    return max(1, int((rest > _allowed()).sum()))
+
+
+def _allowed() -> float:
+    """Return the noise that all pieces in int8 may have together, by their single costs: half of what is wanted."""
+    return float(10 ** (-WANTED_DB / 10) / 2)
 
 
 def _note(left: Sequence[Cost]) -> str:
@@ -229,13 +243,11 @@ def _switchboard(
                 if name != widened or index >= len(node.input):
                     continue
                 here, source = f"{place}/{order}/{index}", node.input[index]
-                board.graph.node.extend(
-                    (
-                        helper.make_node("QuantizeLinear", [source, *more], [f"{here}/narrow"]),
-                        helper.make_node("DequantizeLinear", [f"{here}/narrow", *more], [f"{here}/wide"]),
-                        helper.make_node("Where", [f"{place}/on", f"{here}/wide", source], [here]),
-                    )
+                rounding = (
+                    helper.make_node("QuantizeLinear", [source, *more], [f"{here}/narrow"]),
+                    helper.make_node("DequantizeLinear", [f"{here}/narrow", *more], [f"{here}/wide"]),
                 )
+                board.graph.node.append(_switch(f"{place}/on", source, rounding, here))
                 node.input[index] = here
     sort_nodes(board)
     return board
@@ -268,23 +280,32 @@ def _product_board(
         place, node = f"{_SWITCHES}/{number}", nodes[layer.name]
         board.graph.initializer.append(numpy_helper.from_array(np.array(number, np.int64), place))
         board.graph.initializer.append(numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor)), f"{place}/w"))
-        added = [
-            helper.make_node("Gather", [_SWITCHES, place], [f"{place}/on"]),
-            helper.make_node("Where", [f"{place}/on", f"{place}/w", tensor.name], [f"{place}/weights"]),
-        ]
-        weights_at = 0 if node.op_type in _TABLES else 1
-        node.input[weights_at] = f"{place}/weights"
+        board.graph.node.append(helper.make_node("Gather", [_SWITCHES, place], [f"{place}/on"]))
+        other = (helper.make_node("Identity", [f"{place}/w"], [f"{place}/same"]),)
+        board.graph.node.append(_switch(f"{place}/on", tensor.name, other, f"{place}/weights"))
+        node.input[0 if node.op_type in _TABLES else 1] = f"{place}/weights"
         if node.op_type not in _TABLES:
-            source, narrow = node.input[0], [f"{place}/narrow", f"{place}/scale", f"{place}/zero"]
-            added += [
-                helper.make_node("DynamicQuantizeLinear", [source], narrow),
+            narrow = [f"{place}/narrow", f"{place}/scale", f"{place}/zero"]
+            rounding = (
+                helper.make_node("DynamicQuantizeLinear", [node.input[0]], narrow),
                 helper.make_node("DequantizeLinear", narrow, [f"{place}/wide"]),
-                helper.make_node("Where", [f"{place}/on", f"{place}/wide", source], [f"{place}/taken"]),
-            ]
+            )
+            board.graph.node.append(_switch(f"{place}/on", node.input[0], rounding, f"{place}/taken"))
             node.input[0] = f"{place}/taken"
-        board.graph.node.extend(added)
     sort_nodes(board)
     return board
+
+
+def _switch(on: str, source: str, rounding: Sequence[onnx.NodeProto], result: str) -> onnx.NodeProto:
+    """Return a node that gives ``source`` rounded or as it is; what is off is not computed."""
+    from onnx import TensorProto, helper
+
+    def branch(nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
+        last = nodes[-1].output[0]
+        return helper.make_graph(nodes, last, [], [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)])
+
+    off = helper.make_node("Identity", [source], [f"{result}/off"])
+    return helper.make_node("If", [on], [result], then_branch=branch(rounding), else_branch=branch([off]))
 
 
 def _rounded(weights: np.ndarray) -> np.ndarray:
@@ -296,7 +317,7 @@ def _session(model: onnx.ModelProto, *, all_rewrites: bool = False) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = usable_cores(), 1
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if all_rewrites else level.ORT_ENABLE_BASIC
