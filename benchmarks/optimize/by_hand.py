@@ -1,10 +1,10 @@
 """The command against the best that other tools reach by hand, on one machine in one run.
 
-    python benchmarks/optimize/by_hand.py resnet18|minilm|digits [--rounds 5] [--minutes 5] [--also NAME=FILE.onnx …]
+    python benchmarks/optimize/by_hand.py resnet18|minilm|digits|… [--rounds 5] [--minutes 5] [--also NAME=FILE.onnx …]
 
 Contestants: PyTorch eager, ONNX Runtime as it comes and with its own quantizers, OpenVINO, NNCF's two recipes on
 OpenVINO's own format, and what `lightship optimize` released for latency and for throughput. Files that other tools
-made (their own environments are theirs) join with --also. Each round runs every contestant once, in a fresh process of
+made (`rivals/make.py`) join with --also. Each round runs every contestant once, in a fresh process of
 its own, in shuffled order; a figure is the median over rounds, and a ratio that of the medians.
 
 It prints a Markdown table.
@@ -129,6 +129,11 @@ def by_hand(folder: Path, calibration: dict[str, np.ndarray]) -> list[Contestant
     return made
 
 
+def also(name: str, file: str) -> Contestant:
+    """Return a file of another tool, with what runs it."""
+    return Contestant(name, "openvino" if file.endswith(".xml") else "onnxruntime", Path(file))
+
+
 def by_command(model: Model, folder: Path, *, objective: str, minutes: float) -> Contestant:
     """Import and optimize as a person would, and take what was released out of the store."""
     from lightship.data.home import Home
@@ -167,11 +172,10 @@ def _lightship(home: Path, *arguments: object) -> str:
 def measure(contestant: Contestant, model: Model, rows: Path, folder: Path, *, first: bool, seconds: float) -> dict:
     answers = folder / f"{contestant.name.replace(' ', '-')}.npy"
     job = {
-        "name": model.name,
         "kind": contestant.kind,
         "model": str(contestant.model),
         "rows": str(rows),
-        "batches": BATCHES,
+        "batches": [batch for batch in BATCHES if batch <= model.upto.get("batch", BATCHES[-1])],
         "threads": 2,
         "precision": contestant.precision,
         "seconds": seconds,
@@ -189,7 +193,7 @@ def measure(contestant: Contestant, model: Model, rows: Path, folder: Path, *, f
 
 def table(contestants: list[Contestant], found: dict[str, list[dict]], folder: Path) -> None:
     base = np.load(folder / "ONNX-Runtime.npy").astype(np.float64)
-    eager = _middle(found["PyTorch eager"], "rows_per_s")
+    eager = _middle(found["PyTorch eager"], "rows_per_s")  # 0: it has an operator that eager.py does not know
     best = max(_middle(each, "rows_per_s") for name, each in found.items() if each)
     print("| contestant | p50 ms | rows/s (batch) | to eager | to the best | cosine | SNR dB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -199,11 +203,12 @@ def table(contestants: list[Contestant], found: dict[str, list[dict]], folder: P
             continue
         other = np.load(folder / f"{each.name.replace(' ', '-')}.npy").astype(np.float64)
         rate = _middle(runs, "rows_per_s")
+        faster = f"{rate / eager:.2f}" if eager else "-"
         cosine = (base * other).sum(1) / np.linalg.norm(base, axis=1) / np.maximum(np.linalg.norm(other, axis=1), 1e-30)
         snr = 10 * np.log10((base**2).sum() / max(((base - other) ** 2).sum(), 1e-30))
         print(
             f"| {each.name}{f' ({each.note})' if each.note else ''} | {_spread(runs, 'p50_ms', '.3g')} "
-            f"| {_spread(runs, 'rows_per_s', '.4g')} ({runs[0]['batch']}) | {rate / eager:.2f} | {rate / best:.2f} "
+            f"| {_spread(runs, 'rows_per_s', '.4g')} ({runs[0]['batch']}) | {faster} | {rate / best:.2f} "
             f"| {cosine.mean():.4f} | {snr:.1f} |"
         )
 
@@ -223,7 +228,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=5.0, help="of each search")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each timing process")
-    parser.add_argument("--also", action="append", default=[], metavar="NAME=FILE", help="an ONNX file of another tool")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="NAME=FILE", help="a file of another tool: ONNX or OpenVINO"
+    )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lightship-benchmarks")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files and searches are to stay")
     options = parser.parse_args()
@@ -235,7 +242,7 @@ def main() -> None:
         (folder / "model.onnx").write_bytes(model.graph)
         inputs = {name: array for name, array in model.rows.items() if name != "label"}
         contestants = by_hand(folder, {name: array[:CALIBRATION] for name, array in inputs.items()})
-        contestants += [Contestant(n, "onnxruntime", Path(f)) for n, _, f in (a.partition("=") for a in options.also)]
+        contestants += [also(*given.split("=", 1)) for given in options.also]
         for objective in ("latency", "throughput"):
             contestants.append(by_command(model, folder, objective=objective, minutes=options.minutes))
         rows = folder / "timed.npz"

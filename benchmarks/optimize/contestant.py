@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-Run = Callable[[dict[str, np.ndarray]], np.ndarray]
+Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]  # all outputs
 
 
 def with_torch(job: dict) -> Run:
@@ -26,10 +26,10 @@ def with_torch(job: dict) -> Run:
     sys.path.insert(0, str(Path(__file__).parent))
     import eager
 
-    module = eager.BUILDERS[job["name"]](Path(job["model"])).eval()
+    module = eager.Interpreted(Path(job["model"])).eval()
 
-    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
-        return module(*(torch.from_numpy(array) for array in inputs.values())).numpy()
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [module(*(torch.from_numpy(array) for array in inputs.values())).numpy()]
 
     return run
 
@@ -40,7 +40,7 @@ def with_onnxruntime(job: dict) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job["threads"]
     session = onnxruntime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
-    return lambda inputs: session.run(None, inputs)[0]
+    return lambda inputs: session.run(None, inputs)
 
 
 def with_openvino(job: dict) -> Run:
@@ -49,7 +49,16 @@ def with_openvino(job: dict) -> Run:
     openvino = load_openvino()
     hints = {"INFERENCE_NUM_THREADS": job["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": job["precision"]}
     compiled = openvino.Core().compile_model(job["model"], "CPU", hints)
-    return lambda inputs: compiled(inputs)[0]
+    return lambda inputs: list(compiled(inputs).values())
+
+
+def answered(run: Run, rows: dict[str, np.ndarray], at_once: int) -> np.ndarray:
+    """Return the answer to each row: all outputs, one after the other."""
+    count, found = len(next(iter(rows.values()))), []
+    for start in range(0, count, at_once):
+        outputs = run({name: array[start : start + at_once] for name, array in rows.items()})
+        found.append(np.concatenate([each.reshape(len(each), -1) for each in outputs], axis=1))
+    return np.concatenate(found)
 
 
 def timed(run: Run, rows: dict[str, np.ndarray], batch: int, seconds: float) -> float:
@@ -71,9 +80,7 @@ def main() -> None:
     rows = dict(np.load(job["rows"]))
     run = {"torch": with_torch, "onnxruntime": with_onnxruntime, "openvino": with_openvino}[job["kind"]](job)
     if job["answers"]:
-        count = len(next(iter(rows.values())))
-        answers = [run({name: array[i : i + 8] for name, array in rows.items()}) for i in range(0, count, 8)]
-        np.save(job["answers"], np.concatenate(answers))
+        np.save(job["answers"], answered(run, rows, min(8, max(job["batches"]))))
     share = job["seconds"] / (1 + len(job["batches"]))
     rates = {batch: batch / timed(run, rows, batch, share) for batch in job["batches"]}
     best = max(rates, key=lambda batch: rates[batch])

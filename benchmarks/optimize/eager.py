@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["BUILDERS"]
+__all__ = ["Interpreted"]
 
 
 class Interpreted(nn.Module):
@@ -93,6 +93,3 @@ def _unsqueezed(x: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     for axis in sorted(axes.tolist()):
         x = x.unsqueeze(axis)
     return x
-
-
-BUILDERS: dict[str, Callable[[Path], nn.Module]] = dict.fromkeys(("resnet18", "minilm", "digits"), Interpreted)

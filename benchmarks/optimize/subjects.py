@@ -7,33 +7,18 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
+import published
 from graphs import _minilm_wheel, build_subject
+from model import Model
 
 __all__ = ["SUBJECTS", "Model"]
 
 TOKENS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model under test.
-
-    Attributes:
-        graph: ONNX bytes.
-        rows: by the name of the input, first axis rows; ``label`` if there are labels.
-        upto: the largest size of each free dimension.
-    """
-
-    name: str
-    graph: bytes
-    rows: dict[str, np.ndarray]
-    upto: dict[str, int]
 
 
 def resnet18(cache: Path) -> Model:
@@ -104,4 +89,6 @@ def digits(cache: Path) -> Model:
         return Model("digits", trained.reference, rows, {})
 
 
-SUBJECTS: dict[str, Callable[[Path], Model]] = {"resnet18": resnet18, "minilm": minilm, "digits": digits}
+SUBJECTS: dict[str, Callable[[Path], Model]] = {"resnet18": resnet18, "minilm": minilm, "digits": digits} | {
+    name: getattr(published, name) for name in published.__all__
+}
