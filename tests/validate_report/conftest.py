@@ -260,6 +260,7 @@ def make_release(labels: tuple[str, ...] = tuple("0123456789")) -> ReportFacts:
         fidelity=(("Agreement", "share", wilson(988, 995)), ("SNR", "dB", Interval(34.1, 33.2, 35.0, 0.95, 995))),
         interface=(("input image", "FP32 [batch, 1, 28, 28]"), ("proven batch", "1 to 33")),
         gate_accuracy=wilson(977, 995),
+        cost=Interval(-0.00101, -0.0052, 0.0031, 0.95, 995),
         curves=make_curves(20),
         worst=tuple(
             ExampleFacts(
@@ -326,6 +327,7 @@ def make_refusal() -> ReportFacts:
         ),
         variants=(reference, wrecked),
         gate_accuracy=wilson(709, 995),
+        cost=Interval(-0.2704, -0.2993, -0.2421, 0.95, 995),
         evidence=evidence,
         commands=(
             (

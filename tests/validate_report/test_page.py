@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lightship.validate.report.facts import CurveFacts, ReportFacts
+from lightship.types import Interval, Verdict
+from lightship.validate.report.facts import CurveFacts, ReportFacts, VariantFacts
 from lightship.validate.report.page import render_page
 
 SECTIONS = [
@@ -138,7 +139,7 @@ def test_thirty_candidates_each_have_their_reason(release: ReportFacts, many) ->
     assert "26 that were dropped, each with its reason" in page.text
     assert page.text.index("nncf-int8-onnxruntime") < page.text.index("26 that were dropped")
     assert page.text.count("loses 46.8 % accuracy") >= 3
-    assert "Not drawn, because not measured" in page.text
+    assert "Not drawn against speed, because not measured" in page.text
     assert "below the drawing" in page.text
 
 
@@ -271,7 +272,9 @@ def test_variants_that_were_not_measured_are_named(release: ReportFacts) -> None
     """A variant without latency stands in the table, and beside the plot by name."""
     variants = (*release.variants[:-1], replace(release.variants[-1], latency_p50_ms=None, latency_p99_ms=None))
 
-    assert "Not drawn, because not measured" in Page(render_page(replace(release, variants=variants))).text
+    assert (
+        "Not drawn against speed, because not measured" in Page(render_page(replace(release, variants=variants))).text
+    )
     nothing = tuple(replace(variant, quality=None) for variant in release.variants)
     assert "latency-plot" not in render_page(replace(release, variants=nothing)).split("</style>")[1]
 
@@ -342,3 +345,34 @@ def test_the_program_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert "Refused" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "report.json").exists()
+
+
+def test_the_first_figures_say_what_was_gained_and_what_it_cost(release: ReportFacts, many) -> None:
+    """Speed and the change in accuracy with their intervals, and what is unproven by name, before anything else."""
+    text = Page(render_page(release)).text.replace("\u202f", " ")
+    first = text[: text.index("The front")]
+
+    for told in ("1.62×", "1.57–1.67× at 95 %", "0.214 ms → 0.132 ms a call", "−0.10", "−0.52 to +0.31 at 95 %"):
+        assert told in first
+    assert "1 thing" in first
+    wanted = replace(release, variants=many, front=replace(release.front, objective={"throughput": 1.0}))
+    shown = Page(render_page(wanted)).text
+    assert shown.index("Throughput") < shown.index("Speed")
+
+
+def test_a_bound_on_one_side_is_not_shown_as_an_interval(release: ReportFacts) -> None:
+    """The gate's test is one-sided: +100 points as the other end would say that nothing is known."""
+    bound = replace(release, cost=Interval(0.0, -0.0079, 1.0, 1 - 0.05 / 3, 576))
+    text = Page(render_page(bound)).text.replace("\u202f", " ")
+
+    assert "at least −0.79 at 98.33 %" in text
+    assert "100.00" not in text
+
+
+def test_a_model_that_nobody_searched_for_says_so(release: ReportFacts) -> None:
+    """A table of one row without numbers would look like a search that found nothing."""
+    bare = VariantFacts("reference", "fp32", 5370, None, None, None, None, True, Verdict.PASSED, "As exported.")
+    text = Page(render_page(replace(release, variants=(bare,), front=None))).text
+
+    assert "No other way to run this model was tried." in text
+    assert "As exported." not in text

@@ -21,7 +21,7 @@ from lightship.types import Json, Verdict
 from lightship.validate.report.card import render_card
 from lightship.validate.report.facts import ReportFacts, render_json
 from lightship.validate.report.from_evidence import Given, facts_of
-from lightship.validate.report.measured import mapping_of, text_of, texts_of
+from lightship.validate.report.measured import interval_of, mapping_of, text_of, texts_of
 
 if TYPE_CHECKING:
     from lightship.pipeline.optimized import OptimizedRelease
@@ -31,7 +31,7 @@ __all__ = ["kept_facts", "release_facts", "write_facts", "write_optimized_report
 Outcomes = Mapping[str, tuple[Verdict, str]]
 """Name of a candidate -> what the gate said of it, and why."""
 
-_TELLING = ("accuracy", "fidelity", "equivalence", "noninferiority", "latency")
+_TELLING = ("accuracy", "fidelity", "equivalence", "noninferiority")
 
 
 def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = None) -> ReportFacts:
@@ -51,7 +51,7 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
     evidence = [each.evidence for each in found.evidence]
     said = {each.check: each for each in reversed(evidence)}
     telling = [said[check].summary for check in _TELLING if check in said and said[check].verdict is Verdict.PASSED]
-    runs = "the reference" if default.name == REFERENCE else default.name
+    open_ = [f"Unproven: {said['accuracy'].summary}"] if _is_unproven(said, "accuracy") else []
     name = found.title
     return facts_of(
         evidence,
@@ -60,8 +60,8 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
             version=record.version,
             created=record.created,
             released=True,
-            headline=_headline(runs, telling, status=record.status),
-            reasons=tuple(telling[1:]),
+            headline=_headline(default.name, said, status=record.status),
+            reasons=tuple(f"{line}." for line in (*telling, *open_)),
             task=manifest.task.name,
             chosen=default.name,
             status=record.status,
@@ -85,11 +85,20 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
     )
 
 
-def _headline(runs: str, telling: list[str], *, status: str) -> str:
-    if telling:
-        return f"It runs {runs}. {telling[0]}."
+def _is_unproven(said: Mapping[str, Evidence], check: str) -> bool:
+    return check in said and said[check].verdict is Verdict.UNPROVEN
+
+
+def _headline(runs: str, said: Mapping[str, Evidence], *, status: str) -> str:
+    """Say what runs and how fast; of a release that nobody judged, that nobody did."""
     unjudged = " How good its answers are was not judged." if status == "structural" else ""
-    return f"It runs {runs}.{unjudged}"
+    if runs == REFERENCE:
+        return f"It runs the reference, the model as it was exported.{unjudged}"
+    ratio = interval_of(said["latency"].measured.get("time_ratio")) if "latency" in said else None
+    if ratio is None or ratio.low <= 0:
+        return f"It runs {runs}.{unjudged}"
+    speed = f"{1 / ratio.estimate:.2f} times as fast as the reference ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
+    return f"It runs {runs}, {speed}.{unjudged}"
 
 
 def _lineage(found: Statements) -> tuple[tuple[str, str], ...]:

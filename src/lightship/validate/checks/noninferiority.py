@@ -75,7 +75,7 @@ def _summary(result: Noninferiority) -> str:
         f"{result.losses} rows lost, {result.gains} gained of {result.n}: "
         f"accuracy {100 * result.difference.estimate:+.2f} points (at least {100 * result.difference.low:+.2f})"
     )
-    margin = f"{100 * result.margin:g} points"
+    margin = f"{100 * result.margin:g} point{'' if result.margin == 0.01 else 's'}"
     if result.verdict is Verdict.PASSED:
         return f"{counts}; a drop of {margin} is ruled out"
     if result.verdict is Verdict.FAILED:

@@ -177,11 +177,11 @@ def _speed_rows(facts: ReportFacts) -> Iterator[Sequence[str]]:
 
 
 def _limits(facts: ReportFacts) -> Iterator[str]:
-    for name, why in missing_of(facts):
-        yield f"- Unproven: **{_text(name)}**. {_text(why)}"
-    for one in facts.evidence:
-        if one.verdict in (Verdict.FAILED, Verdict.UNDECIDED):
-            yield f"- {one.verdict.value.capitalize()}: **{_text(one.title)}**. {_text(one.summary)}"
+    for one in missing_of(facts):
+        yield f"- Unproven: **{_text(one.name)}**. {_text(one.why)}"
+    for piece in facts.evidence:
+        if piece.verdict in (Verdict.FAILED, Verdict.UNDECIDED):
+            yield f"- {piece.verdict.value.capitalize()}: **{_text(piece.title)}**. {_text(piece.summary)}"
     for part in facts.slices:
         if part.worse:
             shown = f"{numerals.percent(part.accuracy.estimate)} ({numerals.percent_range(part.accuracy)})"

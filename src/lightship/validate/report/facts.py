@@ -615,6 +615,7 @@ class ReportFacts:
         lineage, machine: (name, value) in the order to show.
         commands: (label, command line): how to go on.
         gate_accuracy: of the chosen variant on the gate part; those of ``variants`` are on the selection part.
+        cost: accuracy of the chosen variant less that of the reference, answer by answer on the gate part.
         fidelity: (name, unit, interval) of how alike the chosen variant's answers are to the reference's, on gate rows.
         interface: (input or output, dtype and shape), and the proven sizes.
         signer: who signed, as a person should read it, e.g. ``local key 3f9a…``; empty when nothing was signed.
@@ -648,6 +649,7 @@ class ReportFacts:
     commands: tuple[tuple[str, str], ...] = ()
     signer: str = ""
     gate_accuracy: Interval | None = None
+    cost: Interval | None = None
     fidelity: tuple[tuple[str, str, Interval], ...] = ()
 
     def to_json(self) -> dict[str, Json]:
@@ -681,6 +683,7 @@ class ReportFacts:
             "commands": [[label, command] for label, command in self.commands],
             "signer": self.signer,
             "gate_accuracy": interval_json(self.gate_accuracy),
+            "cost": interval_json(self.cost),
             "fidelity": [
                 {"name": name, "unit": unit, "value": interval_json(value)} for name, unit, value in self.fidelity
             ],

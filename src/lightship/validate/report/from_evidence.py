@@ -7,7 +7,7 @@ All figures are those of the evidence. What only a run has (curves, pictures of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightship.bundle.manifest import REFERENCE
 from lightship.bundle.statement import TASK_SUBJECT, Evidence
@@ -97,7 +97,10 @@ def facts_of(evidence: Sequence[Evidence], given: Given) -> ReportFacts:
     def measured(check: str) -> Mapping[str, Json]:
         return found[check].measured if check in found else {}
 
+    if given.outcomes is None:
+        given = replace(given, outcomes=_outcomes(measured("search")))
     front, variants = _front(measured("search"), measured("latency"), given)
+    variants = tuple(_explained(one, found) for one in variants)
     accuracy = measured("accuracy")
     return ReportFacts(
         name=given.name,
@@ -127,8 +130,19 @@ def facts_of(evidence: Sequence[Evidence], given: Given) -> ReportFacts:
         commands=given.commands,
         signer=given.signer,
         gate_accuracy=interval_of(accuracy.get("accuracy")),
+        cost=interval_of(measured("noninferiority").get("difference")),
         fidelity=tuple(_fidelity(measured("fidelity"))),
     )
+
+
+def _outcomes(search: Mapping[str, Json]) -> dict[str, tuple[Verdict, str]]:
+    """Return what became of the candidates at the gate, as the release remembers it."""
+    known = {str(verdict): verdict for verdict in Verdict}
+    return {
+        text_of(each.get("name")): (known[text_of(each.get("verdict"))], text_of(each.get("reason")))
+        for each in items_of(search.get("outcomes"))
+        if text_of(each.get("verdict")) in known
+    }
 
 
 def _front(
@@ -179,6 +193,15 @@ def _beside(reference: Mapping[str, Json], chosen: Mapping[str, Json]) -> Mappin
     return beside
 
 
+def _explained(one: VariantFacts, found: Mapping[str, Evidence]) -> VariantFacts:
+    """Return the chosen variant with what the gate found about it as its reason, where nothing else gives one."""
+    if one.reason or not one.chosen:
+        return one
+    said = [found[check].summary for check in _TELLING if check in found]
+    return replace(one, reason=said[0] if said else "Chosen.")
+
+
+_TELLING = ("noninferiority", "fidelity", "equivalence")
 _MEASURES = (("Accuracy", "correct"), ("Agreement", "agreement"), ("Cosine", "cosine"))
 
 
@@ -238,7 +261,7 @@ def _variant(found: Mapping[str, Json], base: VariantFacts, key: str, given: Giv
         speedup=speedup,
         chosen=chosen,
         verdict=verdict,
-        reason=reason or dropped or ("Chosen." if chosen else "Proposed; another one was taken."),
+        reason=reason or dropped or ("" if chosen else f"Proposed; {given.chosen} was taken."),
         throughput=rate,
         throughput_gain=gain,
         engine=text_of(found.get("engine")),
@@ -293,14 +316,14 @@ def _data(found: Mapping[str, Json], given: Given) -> DataFacts | None:
     parts = parts or {part: sum(per_label.values()) for part, per_label in counts.items()}
     order = sorted(parts, key=lambda part: _PARTS.index(part) if part in _PARTS else len(_PARTS))
     return DataFacts(
-        source=given.source,
+        source=text_of(found.get("source")) or given.source,
         rows=whole_of(found.get("rows")) or sum(parts.values()),
         bad_rows=whole_of(found.get("bad")) or 0,
         duplicates=whole_of(found.get("duplicates")) or 0,
         conflicts=whole_of(found.get("conflicts")) or 0,
         parts={part: parts[part] for part in order},
         class_counts={part: counts[part] for part in order if part in counts},
-        fingerprint=given.fingerprint or text_of(found.get("fingerprint")),
+        fingerprint=text_of(found.get("fingerprint")) or given.fingerprint,
         gate_looks=whole_of(found.get("gate_looks")) or 0,
     )
 

@@ -1,8 +1,8 @@
 """The front: quality with its interval against speed, one mark a way to run the model, its area the size of the graph.
 
-Names stand beside the chosen one, the reference and the best of the front; all others carry the number that they have
-in the table. A variant that is far below the rest would press all others into one line: it is drawn at the lower edge
-as a triangle, and the description says its value.
+Names stand beside the chosen one, the reference and, where they are few, the front; all others carry the number that
+they have in the table. A variant that is far below the rest would press all others into one line: it is drawn at the
+lower edge as a triangle, and the description says its value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from lightship.bundle.manifest import REFERENCE
 from lightship.types import Verdict
 from lightship.validate.report.facts import VariantFacts
-from lightship.validate.report.numerals import milliseconds, per_second, percent_range, share_of
+from lightship.validate.report.numerals import milliseconds, per_second, percent_range, share_of, size
 from lightship.validate.report.svg import (
     Box,
     Mark,
@@ -30,14 +30,32 @@ from lightship.validate.report.svg import (
     text_width,
 )
 
-__all__ = ["LATENCY", "THROUGHPUT", "Axis", "front_plot", "numbered", "plotted", "state_of"]
+__all__ = ["AXES", "SPEEDS", "Axis", "front_plot", "numbered", "plotted", "state_of"]
 
 _FONT = 11.0
 _SMALL = 9.5
 _LINE = 13.0
-_MOST_NAMES = 7
+_MOST_NAMES = 5  # with more, only the chosen one and the reference have names: a crowd of names hides the marks
 _LOG_FROM = 8.0  # the slowest over the quickest: beyond it a straight scale crowds the quick ones
 _SMALLEST, _LARGEST = 3.6, 10.0  # radii
+_LOW = 240.0  # the height of a front against what is looked at second
+
+
+def _short_number(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:g}"
+
+
+def _bytes(value: float) -> str:
+    return size(int(value))
+
+
+def _byte_tick(value: float) -> str:
+    for power, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= power:
+            return f"{value / power:g} {unit}"
+    return f"{value:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +64,65 @@ class Axis:
 
     Attributes:
         value: of a variant; ``None``: not measured.
+        words: a value with its unit, for those who do not see the drawing.
+        tick: a value at the axis.
         more_is_better: otherwise less is.
+        height: of the drawing.
     """
 
     name: str
     title: str
     label: str
     value: Callable[[VariantFacts], float | None]
-    words: Callable[[float | None], str]
+    words: Callable[[float], str]
+    tick: Callable[[float], str]
     more_is_better: bool
+    height: float = 320.0
 
 
-LATENCY = Axis(
-    "latency-plot", "latency", "Latency p50, ms (less is better)", lambda v: v.latency_p50_ms, milliseconds, False
+AXES = (
+    Axis(
+        "latency-plot",
+        "latency",
+        "Latency p50, ms (less is better)",
+        lambda v: v.latency_p50_ms,
+        milliseconds,
+        _short_number,
+        False,
+    ),
+    Axis(
+        "throughput-plot",
+        "throughput",
+        "Rows a second (more is better)",
+        lambda v: v.throughput,
+        per_second,
+        _short_number,
+        True,
+    ),
+    Axis(
+        "size-plot",
+        "size",
+        "Size of the graph (less is better)",
+        lambda v: v.size_bytes or None,
+        _bytes,
+        _byte_tick,
+        False,
+        _LOW,
+    ),
+    Axis(
+        "memory-plot",
+        "memory",
+        "Peak memory (less is better)",
+        lambda v: v.memory_bytes,
+        _bytes,
+        _byte_tick,
+        False,
+        _LOW,
+    ),
 )
-THROUGHPUT = Axis(
-    "throughput-plot", "throughput", "Rows a second (more is better)", lambda v: v.throughput, per_second, True
-)
+"""What a front is drawn against, in the order to show."""
+
+SPEEDS = AXES[:2]
 
 
 def state_of(variant: VariantFacts) -> str:
@@ -114,7 +174,7 @@ class _Front:
         self, drawn: Sequence[tuple[int, VariantFacts, float]], axis: Axis, measure: str, chosen_word: str
     ) -> None:
         self._drawn, self._axis, self._measure, self._word = drawn, axis, measure, chosen_word
-        self._width, self._height = 400.0, 320.0
+        self._width, self._height = 360.0, axis.height
         self._frame = Box(48, 26, self._width - 14, self._height - 42)
         self._across, self._x = self._x_scale()
         self._up, self._y = self._y_scale()
@@ -216,7 +276,9 @@ class _Front:
         return element("path", d=path, class_="staircase", aria_hidden="true")
 
     def _labels(self) -> list[Markup]:
-        named = [each for each in self._drawn if state_of(each[1]) in ("chosen", "base", "front")][:_MOST_NAMES]
+        named = [each for each in self._drawn if state_of(each[1]) in ("chosen", "base", "front")]
+        if len(named) > _MOST_NAMES:
+            named = [each for each in named if state_of(each[1]) != "front"]
         known = {number for number, _, _ in named}
         rest = [each for each in self._drawn if each[0] not in known]
         ordered = [*named, *rest]
@@ -231,10 +293,14 @@ class _Front:
             for text, font, (_, one, _) in zip(texts, fonts, ordered, strict=True)
         ]
         boxes = place_labels(marks, sizes, frame=self._frame)
-        return [
-            element("g", _leader(mark, box), _label(text, mark, box, font), class_=state_of(one))
-            for (_, one, _), text, font, mark, box in zip(ordered, texts, fonts, marks, boxes, strict=True)
-        ]
+        drawn = []
+        for (_, one, _), text, font, mark, box in zip(ordered, texts, fonts, marks, boxes, strict=True):
+            leader = _leader(mark, box)
+            if (
+                state_of(one) in ("chosen", "base", "front") or not leader
+            ):  # a number far from its mark is noise; pointing at the mark says it too
+                drawn.append(element("g", leader, _label(text, mark, box, font), class_=state_of(one)))
+        return drawn
 
     def _grid(self) -> Markup:
         frame, parts = self._frame, []
@@ -246,7 +312,7 @@ class _Front:
         for tick in self._across:
             at = self._x(tick)
             parts.append(element("path", d=f"M{at:.2f} {frame.top:.2f}V{frame.bottom:.2f}", class_="grid"))
-            parts.append(element("text", _short_number(tick), x=at, y=frame.bottom + 15, class_="tick middle"))
+            parts.append(element("text", self._axis.tick(tick), x=at, y=frame.bottom + 15, class_="tick middle"))
         return element("g", *parts, aria_hidden="true")
 
 
@@ -256,12 +322,6 @@ def _axis_title(measure: str) -> str:
 
 def _in_percent(measure: str) -> bool:
     return measure != "Cosine"
-
-
-def _short_number(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:g}"
 
 
 def _label(text: str, mark: Mark, box: Box, font: float) -> Markup:

@@ -22,6 +22,8 @@ __all__ = [
     "percent",
     "percent_range",
     "plain",
+    "points",
+    "points_range",
     "quality",
     "quality_range",
     "rate",
@@ -67,6 +69,26 @@ def _significant(value: float, digits: int = 3) -> str:
     # The exponent after rounding: 9.996 has one digit before the point, but is written 10.0.
     exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def points(share: float) -> str:
+    """Return a difference of two shares in points: ``−0.50``."""
+    return _signed(share) if _known(share) else DASH
+
+
+def points_range(value: Interval) -> str:
+    """Return the limits of a difference of two shares in points: ``−0.94 to +0.12``, or ``at least −0.94``."""
+    if not (_known(value.low) and _known(value.high)):
+        return DASH
+    if value.high >= 1:  # a bound on one side
+        return f"at least {_signed(value.low)}"
+    return f"{_signed(value.low)} to {_signed(value.high)}"
+
+
+def _signed(share: float) -> str:
+    """Percent with a sign that is as wide as a plus."""
+    text = f"{100 * share:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
 def loss(value: float) -> str:
@@ -148,8 +170,11 @@ def rate(value: float) -> str:
 
 
 def level(confidence: float) -> str:
-    """Return a confidence as ``95 %`` or ``99.5 %``."""
-    return f"{confidence * 100:g}{_GAP}%" if _known(confidence) else DASH
+    """Return a confidence as ``95 %``, ``99.5 %`` or ``98.33 %``, never rounded to all."""
+    if not _known(confidence):
+        return DASH
+    shown = round(100 * confidence, 2)
+    return f"{shown if shown < 100 else 100 * confidence:g}{_GAP}%"
 
 
 def count(value: int) -> str:

@@ -30,13 +30,13 @@ from lightship.validate.report.facts import (
     ReportFacts,
     VariantFacts,
 )
-from lightship.validate.report.front_plot import LATENCY, THROUGHPUT, front_plot, numbered, plotted, state_of
+from lightship.validate.report.front_plot import AXES, SPEEDS, front_plot, numbered, plotted, state_of
+from lightship.validate.report.key_figures import key_figures
 from lightship.validate.report.plots import StripPlot, calibration_plot, confusion_plot, curve_plots
 from lightship.validate.report.svg import clean
 from lightship.validate.report.words import (
     findings_of,
     front_words,
-    key_quality,
     missing_of,
     opened_by,
     released_word,
@@ -79,11 +79,10 @@ def render_page(facts: ReportFacts) -> str:
     folded = dropped if len(dropped) > _FEW_DROPPED else []
     plots = [
         plot
-        for axis in (LATENCY, THROUGHPUT)
+        for axis in AXES
         if (plot := front_plot(facts.variants, axis, measure=measure, chosen_word=chosen_word)) is not None
     ]
-    drawn = [one for one in facts.variants if plotted(one, LATENCY) or plotted(one, THROUGHPUT)]
-    key = key_quality(facts)
+    drawn = [one for one in facts.variants if any(plotted(one, axis) for axis in AXES)]
     missing = missing_of(facts)
     there = _there(facts)
     return _render(
@@ -95,9 +94,8 @@ def render_page(facts: ReportFacts) -> str:
         icon=_icon(good=facts.released),
         most_reasons=_MOST_REASONS,
         tally=_tally(facts.evidence),
-        chosen=next((variant for variant in facts.variants if variant.chosen), None),
         chosen_word=chosen_word,
-        key_quality=key,
+        key_figures=key_figures(facts),
         sections=[
             ("front", "Front"),
             *(section for section in _SECTIONS if section[0] in there),
@@ -113,7 +111,7 @@ def render_page(facts: ReportFacts) -> str:
         states={state_of(variant) for variant in drawn},
         has_stairs=any('class="staircase"' in plot for plot in plots),
         has_low=any("h10l-5 8z" in plot for plot in plots),
-        unplotted=[variant.name for variant in facts.variants if variant not in drawn],
+        untimed=[one.name for one in facts.variants if not any(plotted(one, axis) for axis in SPEEDS)],
         main_variants=[each for each in order if each not in folded],
         other_variants=folded,
         has_throughput=any(one.throughput for one in facts.variants),

@@ -13,7 +13,7 @@ _TITLES = {
     "equivalence": "The variant computes what the reference computes",
     "errors": "What it gets wrong",
     "fidelity": "The variant answers as the reference does",
-    "golden": "Preprocessing is what it was at training",
+    "golden": "Golden examples are answered alike",
     "latency": "Speed against the reference",
     "noninferiority": "The variant is as accurate as the reference",
     "overfitting": "Training against validation",

@@ -16,6 +16,7 @@ from lightship.validate.report.facts import ClassFacts, ConfusionFacts, ReportFa
 __all__ = [
     "Findings",
     "KeyQuality",
+    "Missing",
     "confusion_right",
     "findings_of",
     "front_words",
@@ -43,7 +44,7 @@ def released_word(facts: ReportFacts) -> tuple[str, str]:
     if not facts.released:
         return "Refused", "refused"
     if facts.status == "kept":
-        return "The reference stays", "structural"
+        return "The reference stays", "kept-as-is"
     return ("Released", "released") if facts.status == "passed" else ("Released, unproven", "structural")
 
 
@@ -80,9 +81,11 @@ def confusion_right(confusion: ConfusionFacts) -> tuple[int, int]:
 def front_words(facts: ReportFacts) -> str:
     """Say what the front is about: how it was measured, what was preferred, how long it took."""
     front = facts.front
-    if front is None:
-        return "Every way to run this model that was measured."
     tried = sum(1 for one in facts.variants if one.name != "reference")
+    if not tried:
+        return "No other way to run this model was tried."
+    if front is None:
+        return "The ways to run this model that are in the release."
     where = f" on {front.rows:,} selection rows" if front.rows else ""
     what = f"{front.measure}{' with the reference' if front.measure != 'Accuracy' else ''}{where} against speed"
     wanted = ", ".join(
@@ -209,9 +212,28 @@ def opened_by(facts: ReportFacts) -> set[str]:
     return {_OPENED[check] for check in failed if check in _OPENED}
 
 
-def missing_of(facts: ReportFacts) -> list[tuple[str, str]]:
-    """Return what nobody measured, and why as far as it is known: the limits of what this report shows."""
-    missing = [(one.title, one.summary) for one in facts.evidence if one.verdict is Verdict.UNPROVEN]
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Something that nobody measured.
+
+    Attributes:
+        name: as a title.
+        short: in a word or two, for a list.
+        why: as far as it is known.
+    """
+
+    name: str
+    short: str
+    why: str
+
+
+def missing_of(facts: ReportFacts) -> list[Missing]:
+    """Return what nobody measured: the limits of what this report shows."""
+    missing = [
+        Missing(one.title, one.check.replace("_", " "), one.summary)
+        for one in facts.evidence
+        if one.verdict is Verdict.UNPROVEN
+    ]
     told = {one.check for one in facts.evidence}
     lacking = (
         ("Quality", "No labeled rows: how often the answers are right is not known.", not key_quality(facts)),
@@ -220,12 +242,16 @@ def missing_of(facts: ReportFacts) -> list[tuple[str, str]]:
         ("Slices", "Nobody looked for groups of rows where it is weaker.", not (facts.slices or facts.slice_harm)),
         ("Calibration", "Whether it is as sure as it is right was not looked at.", not facts.calibration),
         ("Extreme and broken values", "What it makes of broken and of huge numbers was not tried.", not facts.values),
-        ("Near duplicates across the parts", "They were not looked for.", facts.near_duplicates is None),
+        (
+            "Near duplicates",
+            "Whether rows of one part are nearly those of another was not looked for.",
+            facts.near_duplicates is None,
+        ),
         ("Data", "No rows were given.", facts.data is None),
         ("Evidence", "No check was made.", not facts.evidence),
     )
     checks = {"Slices": "slices", "Calibration": "calibration", "Extreme and broken values": "values"}
     for name, why, is_missing in lacking:
         if is_missing and checks.get(name, "") not in told and (name != "Quality" or "accuracy" not in told):
-            missing.append((name, why))
+            missing.append(Missing(name, name[:1].lower() + name[1:], why))
     return missing
