@@ -284,8 +284,7 @@ def start_server(home: Home, name: str, *, log: Path) -> Iterator[tuple[str, Pat
         try:
             said = process.stdout.readline()
             assert said, log.read_text()
-            key_file = next(line for line in log.read_text().splitlines() if "API key" in line).rpartition(": ")[2]
-            yield json.loads(said)["url"], Path(key_file)
+            yield json.loads(said)["url"], home.keys / "default.key"
         finally:
             process.terminate()
             process.wait(timeout=20)

@@ -46,7 +46,7 @@ def test_numbers_come_back_to_the_bit(array):
     body, length = pack_request({"x": array}, None)
     head = json.loads(body[:length])
     answer = json.dumps({"outputs": head["inputs"]}).encode()
-    found = unpack_response(answer + body[length:], str(len(answer)))["x"]
+    found = unpack_response(answer + body[length:], str(len(answer)))[1]["x"]
 
     assert found.dtype == array.dtype
     assert found.shape == array.shape
@@ -61,7 +61,7 @@ def test_bytes_come_back_to_the_bit(items):
     body, length = pack_request({"x": array}, None)
     answer = json.dumps({"outputs": json.loads(body[:length])["inputs"]}).encode()
 
-    assert unpack_response(answer + body[length:], str(len(answer)))["x"].tolist() == items
+    assert unpack_response(answer + body[length:], str(len(answer)))[1]["x"].tolist() == items
 
 
 def test_big_endian_and_strided_arrays_are_sent_right():
@@ -77,7 +77,7 @@ def test_answers_in_json_are_read_too():
     """A server may leave the binary form out."""
     answer = {"outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 1], "data": [1.5, 2]},
                           {"name": "z", "datatype": "BYTES", "shape": [1], "data": ["ü"]}]}  # fmt: skip
-    found = unpack_response(json.dumps(answer).encode(), None)
+    _, found = unpack_response(json.dumps(answer).encode(), None)
 
     assert found["y"].tolist() == [[1.5], [2.0]]
     assert found["z"].tolist() == ["ü".encode()]

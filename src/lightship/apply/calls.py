@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -43,6 +43,7 @@ from lightship.types import TensorSpec
 __all__ = [
     "Broken",
     "Call",
+    "Inference",
     "ModelMetadata",
     "Pause",
     "Reply",
@@ -50,6 +51,7 @@ __all__ = [
     "Send",
     "error_of",
     "infer",
+    "inference",
     "metadata",
     "predict",
     "ready",
@@ -136,13 +138,34 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What a server says about a model: versions that it serves, inputs and outputs; a size of -1 is free."""
+    """What a server says about a model: versions that it serves, inputs and outputs; a size of -1 is free.
+
+    Attributes:
+        parameters: what else it says. A Lightship server says ``version``, ``bundle`` and ``variant`` of what answers
+            under this name, and ``instead_of``: the variant that does not work on its machine.
+    """
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What a graph gave, and who says so.
+
+    Attributes:
+        model, version: as the answer names them; empty when it does not.
+        request_id: what the server's log calls the request.
+    """
+
+    outputs: dict[str, np.ndarray]
+    model: str
+    version: str
+    request_id: str | None = None
 
 
 def predict(model: str, body: bytes, kind: str, *, retries: Retries) -> Call[Answer]:
@@ -162,10 +185,20 @@ def infer(
     model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None, *, retries: Retries
 ) -> Call[dict[str, np.ndarray]]:
     """Run the graph's own tensors through a model."""
+    found = yield from inference(model, inputs, outputs, retries=retries)
+    return found.outputs
+
+
+def inference(
+    model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None, *, retries: Retries
+) -> Call[Inference]:
+    """Run the graph's own tensors through a model; the answer says of which version it is."""
     body, head_length = pack_request(inputs, outputs)
     headers = {"content-type": "application/octet-stream", HEAD_LENGTH: str(head_length)}
     reply = yield from _exchange("POST", f"/v2/models/{_place(model)}/infer", headers, body, retries)
-    return unpack_response(reply.body, reply.headers.get(HEAD_LENGTH))
+    head, found = unpack_response(reply.body, reply.headers.get(HEAD_LENGTH))
+    named, version = (str(head.get(key) or "") for key in ("model_name", "model_version"))
+    return Inference(found, named, version, reply.headers.get("x-request-id"))
 
 
 def metadata(model: str, *, retries: Retries) -> Call[ModelMetadata]:
@@ -179,6 +212,7 @@ def metadata(model: str, *, retries: Retries) -> Call[ModelMetadata]:
             platform=str(value.get("platform", "")),
             inputs=tuple(_spec(item) for item in value["inputs"]),
             outputs=tuple(_spec(item) for item in value["outputs"]),
+            parameters={str(key): str(said) for key, said in (value.get("parameters") or {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise LightshipError(f"The server's description of {model!r} is not what the V2 protocol says.") from exc

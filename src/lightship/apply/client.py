@@ -21,7 +21,7 @@ import numpy as np
 
 from lightship.apply import calls
 from lightship.apply.answers import Answer
-from lightship.apply.calls import Broken, Call, ModelMetadata, Pause, Reply, Retries, Send
+from lightship.apply.calls import Broken, Call, Inference, ModelMetadata, Pause, Reply, Retries, Send
 from lightship.apply.images import Image, upload
 from lightship.errors import InvalidInput, LightshipError
 
@@ -139,6 +139,12 @@ class Client:
         """
         return self._run(calls.infer(model, inputs, outputs, retries=self._retries))
 
+    def inference(
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> Inference:
+        """Do what ``infer`` does, and return with the outputs which model and version they are of."""
+        return self._run(calls.inference(model, inputs, outputs, retries=self._retries))
+
     def metadata(self, model: str) -> ModelMetadata:
         """Return what a model takes and gives."""
         return self._run(calls.metadata(model, retries=self._retries))
@@ -221,6 +227,12 @@ class AsyncClient:
     ) -> dict[str, np.ndarray]:
         """See ``Client.infer``."""
         return await self._run(calls.infer(model, inputs, outputs, retries=self._retries))
+
+    async def inference(
+        self, model: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> Inference:
+        """See ``Client.inference``."""
+        return await self._run(calls.inference(model, inputs, outputs, retries=self._retries))
 
     async def metadata(self, model: str) -> ModelMetadata:
         """See ``Client.metadata``."""

@@ -71,8 +71,8 @@ def _pack(name: str, array: np.ndarray) -> tuple[str, bytes]:
     return _NAMES[native], array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def unpack_response(body: bytes, head_length: str | None) -> dict[str, np.ndarray]:
-    """Return the outputs of an inference answer, by name.
+def unpack_response(body: bytes, head_length: str | None) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
+    """Return the JSON head of an inference answer, and its outputs by name.
 
     Args:
         body: of the answer.
@@ -86,7 +86,8 @@ def unpack_response(body: bytes, head_length: str | None) -> dict[str, np.ndarra
         if not 0 <= length <= len(body):
             raise ValueError(f"its head of {length} bytes does not fit into {len(body)}")
         outputs, at = {}, length
-        for item in json.loads(body[:length])["outputs"]:
+        head = json.loads(body[:length])
+        for item in head["outputs"]:
             size = (item.get("parameters") or {}).get("binary_data_size")
             data = item.get("data") if size is None else body[at : at + size]
             outputs[str(item["name"])] = _unpack(item, data)
@@ -95,7 +96,7 @@ def unpack_response(body: bytes, head_length: str | None) -> dict[str, np.ndarra
             raise ValueError(f"{len(body)} bytes came and {at} are accounted for")
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as exc:
         raise LightshipError(f"The server's answer is not what the V2 protocol says: {exc}.") from exc
-    return outputs
+    return head, outputs
 
 
 def _unpack(item: Mapping[str, Any], data: Any) -> np.ndarray:

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ship": ("lightship.cli.ship", "ship", "Everything from data to a signed release."),
     "train": ("lightship.cli.ship", "train", "Read and split the data, train the model, export it."),
     "optimize": ("lightship.cli.optimize", "optimize", "Find the best variant of a model, and prove it."),
-    "validate": ("lightship.cli.ship", "validate", "Judge a variant on the gate rows."),
+    "validate": ("lightship.cli.validate", "validate", "Judge a variant on the gate rows, or a live endpoint."),
     "release": ("lightship.cli.ship", "release", "Put what passed into the registry, signed."),
     "import": ("lightship.cli.import_", "import_", "Release a model that was trained elsewhere."),
     "verify": ("lightship.cli.verify", "verify", "Recompute every digest and signature of a release."),

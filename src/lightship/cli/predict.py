@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from lightship.cli.server import key_in, trusted_by
 from lightship.cli.table import say_table
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def predict(
     said: list[tuple[tuple[str, ...], ...]] = []
     columns: tuple[str, ...] = ()
     first: LightshipError | None = None
-    trust = _trust(ca_file)
+    trust = trusted_by(ca_file)
     with _opened(reference, url, key_file, timeout_s=timeout_s, allow_plain_http=allow_plain_http, verify=trust) as ask:
         for file in files:
             try:
@@ -185,15 +186,6 @@ class _Ask:
     tensors: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
-def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
-    if ca_file is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=str(ca_file))
-    except ssl.SSLError as exc:
-        raise click.UsageError(f"--ca-file must hold certificates in PEM form. {ca_file} does not.") from exc
-
-
 @contextmanager
 def _opened(
     reference: str,
@@ -216,7 +208,7 @@ def _opened(
         return
     from lightship.apply.client import Client
 
-    # Bytes that are no text become characters that no key has; the client refuses those without showing them.
-    key = key_file.read_text(encoding="utf-8", errors="replace").strip() if key_file is not None else None
-    with Client(url, key=key, timeout_s=timeout_s, allow_plain_http=allow_plain_http, verify=verify) as client:
+    with Client(
+        url, key=key_in(key_file), timeout_s=timeout_s, allow_plain_http=allow_plain_http, verify=verify
+    ) as client:
         yield _Ask(lambda image: client.predict(reference, image), lambda arrays: client.infer(reference, arrays))

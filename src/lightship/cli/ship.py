@@ -1,4 +1,4 @@
-"""``ship`` and its stages alone: ``train``, ``validate``, ``release`` (``optimize`` has a file of its own)."""
+"""``ship`` and its stages alone: ``train`` and ``release`` (``optimize`` and ``validate`` have files of their own)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lightship.pipeline.cache import Finished
     from lightship.pipeline.ship import Shipped
 
-__all__ = ["release", "ship", "train", "validate"]
+__all__ = ["release", "say_stages", "ship", "stages_json", "train"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -50,7 +50,7 @@ def _release(recipe: Path, as_json: bool, quiet: bool) -> None:
         click.echo(json.dumps(_shipped_json(shipped)))
         return
     released = shipped.released
-    _say_stages(shipped.stages)
+    say_stages(shipped.stages)
     click.echo(f"\nReleased {released.name}:{released.version}" + ("" if released.is_new else "  (unchanged)"))
     for line in released.headlines:
         click.echo(f"  {line}")
@@ -75,15 +75,17 @@ def _shipped_json(shipped: Shipped) -> dict[str, Any]:
             for row in released.evidence
         ],
         "report": str(shipped.report),
-        "stages": _stages_json(shipped.stages),
+        "stages": stages_json(shipped.stages),
     }
 
 
-def _stages_json(stages: tuple[Finished, ...]) -> list[dict[str, Any]]:
+def stages_json(stages: tuple[Finished, ...]) -> list[dict[str, Any]]:
+    """Return the stages of a run as JSON."""
     return [{"stage": s.stage, "key": s.key, "skipped": s.skipped, "path": str(s.path)} for s in stages]
 
 
-def _say_stages(stages: tuple[Finished, ...]) -> None:
+def say_stages(stages: tuple[Finished, ...]) -> None:
+    """Say which stages of a run were skipped."""
     for stage in stages:
         click.echo(f"  {stage.stage:<10} {'unchanged, skipped' if stage.skipped else 'done'}")
 
@@ -97,28 +99,8 @@ def train(recipe: Path, as_json: bool, quiet: bool) -> None:
     with make_progress(quiet=quiet) as progress:
         trained = run(recipe, progress=progress)
     if as_json:
-        click.echo(json.dumps({"reference": str(trained.reference_path), "stages": _stages_json((trained.finished,))}))
+        click.echo(json.dumps({"reference": str(trained.reference_path), "stages": stages_json((trained.finished,))}))
         return
-    _say_stages((trained.finished,))
+    say_stages((trained.finished,))
     click.echo(f"  {trained.headline}")
     click.echo(f"  reference graph  {trained.reference_path}")
-
-
-@click.command()
-@_recipe_command
-@click.option(
-    "--variant", type=click.Path(path_type=Path), help="Judge this graph file instead of the variants made here."
-)
-def validate(recipe: Path, as_json: bool, quiet: bool, variant: Path | None) -> None:
-    """Judge the model and its variants on the gate rows; exit code 6 when the gate refuses."""
-    from lightship.pipeline.ship import validate as run
-
-    with make_progress(quiet=quiet) as progress:
-        validated = run(recipe, variant=variant, progress=progress)
-    if as_json:
-        click.echo(json.dumps({**validated.to_json(), "stages": _stages_json((validated.finished,))}))
-        return
-    _say_stages((validated.finished,))
-    click.echo(f"  chosen  {validated.chosen}")
-    for each in validated.evidence:
-        click.echo(f"  {each.verdict:<10} {each.check:<16} {each.summary}")

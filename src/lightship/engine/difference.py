@@ -7,7 +7,7 @@ import numpy as np
 from lightship.errors import BundleRefused
 from lightship.tasks.golden_texts import packed_texts
 
-__all__ = ["largest_difference", "require_golden"]
+__all__ = ["as_recorded", "largest_difference", "require_golden"]
 
 
 def require_golden(name: str, output: str, found: np.ndarray, expected: np.ndarray, *, tolerance: float) -> None:
@@ -23,9 +23,7 @@ def require_golden(name: str, output: str, found: np.ndarray, expected: np.ndarr
     Raises:
         BundleRefused: they are further apart, or have other shapes.
     """
-    row = packed_texts(found[:1]) if found.dtype == object else found[:1]
-    if found.dtype == object and row.shape[1] < len(expected):
-        row = np.pad(row, ((0, 0), (0, len(expected) - row.shape[1])))
+    row = as_recorded(found[:1], expected)
     if row.shape != (1, *expected.shape):
         raise BundleRefused(
             f"The golden input {name} must give {output!r} of shape {list(expected.shape)}. Got {list(row.shape[1:])}."
@@ -36,6 +34,20 @@ def require_golden(name: str, output: str, found: np.ndarray, expected: np.ndarr
             f"The golden input {name} must give the expected {output!r} within {tolerance:g}. Here it differs by "
             f"{worst:g}: preprocessing, graph or this machine is not what the release was tested with."
         )
+
+
+def as_recorded(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return rows in the form in which golden answers are kept: numbers as they are, texts packed.
+
+    Args:
+        found: one row, with its axis.
+        expected: the recorded row, which may be longer: it was padded to the longest of all.
+    """
+    if found.dtype != object:
+        return found
+    packed = packed_texts(found)
+    missing = len(expected) - packed.shape[1] if expected.ndim == 1 else 0
+    return np.pad(packed, ((0, 0), (0, missing))) if missing > 0 else packed
 
 
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -167,6 +167,13 @@ class ImageClassification:
             raise InvalidTensor("The graph gave logits that are NaN or infinite. Check the variant and its input.")
         return [self._answer(row) for row in logits]
 
+    def answer_tolerance(self, tolerance: float) -> float:
+        """Return how far a probability may be off where logits are off by ``tolerance``: half of that.
+
+        The slope of a softmax is ``p_i (d_i - sum p_j d_j)``, at most ``2 p_i (1 - p_i) max|d|``, and p (1 - p) <= 1/4.
+        """
+        return tolerance / 2
+
     def golden(self, raw: Raw) -> tuple[str, bytes]:
         """Return ``(".png", bytes)``: the canonical pixels as a lossless PNG."""
         return ".png", png_bytes(self.decode_pixels(raw))

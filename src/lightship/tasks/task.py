@@ -65,5 +65,8 @@ class Task(Protocol):
     def decode(self, outputs: Mapping[str, np.ndarray]) -> Sequence[dict[str, Any]]:
         """Turn a graph's outputs (with batch axis) into one JSON-able answer a row."""
 
+    def answer_tolerance(self, tolerance: float) -> float:
+        """Return how far a number in an answer may be off where the graph's outputs are off by ``tolerance``."""
+
     def golden(self, raw: Raw) -> tuple[str, bytes]:
         """Return (file suffix, bytes) of a lossless file of ``raw``, for the golden examples of a bundle."""

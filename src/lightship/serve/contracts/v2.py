@@ -21,6 +21,7 @@ from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
 from lightship.serve.limits import Limits
 from lightship.serve.model import Answer, ServedModel
+from lightship.serve.source import ModelSource
 from lightship.types import TensorSpec
 from lightship.version import __version__
 
@@ -84,6 +85,7 @@ class V2:
                     "platform": view.platform,
                     "inputs": [_spec_json(spec) for spec in view.inputs],
                     "outputs": [_spec_json(spec) for spec in view.outputs],
+                    "parameters": _served_json(view.model.source),
                 }
             )
         )
@@ -143,6 +145,14 @@ def _live(exchange: Exchange) -> None:
 
 def _json(value: object, *, status: int = 200) -> Response:
     return Response(status, (msgspec.json.encode(value),))
+
+
+def _served_json(source: ModelSource) -> dict[str, object]:
+    """Say what answers under this name, so that a client can hold the answers against what was released."""
+    said: dict[str, object] = {"version": str(source.version), "bundle": source.bundle, "variant": source.variant.name}
+    if source.instead_of is not None:
+        said["instead_of"] = source.instead_of[0]
+    return said
 
 
 def _spec_json(spec: TensorSpec) -> dict[str, object]:
