@@ -40,6 +40,7 @@ class Giving:
     lossless: bool = False
     default: bool = True
     engines: tuple[str, ...] = ("onnxruntime",)
+    rescues: str = ""
     seen: Sequence[Mapping[str, np.ndarray]] | None = None
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
@@ -206,6 +207,35 @@ def test_answers_that_are_no_numbers_are_wrong(run, reference):
 
     assert found.quality.correct == 0
     assert found.dropped == "loses 100.0% accuracy on the selection rows"
+
+
+def test_rescue_of_what_needs_none_is_not_made(run):
+    """The variant that it would replace answers well, so its minutes are left to others."""
+    rescue = Giving("rescue", graph=b"never asked for", rescues="int8-dynamic")
+
+    found = run(Int8Dynamic(), rescue)
+
+    assert found["rescue"].dropped == "not tried: int8-dynamic answers well enough"
+    assert rescue.seen is None
+
+
+def test_rescue_of_what_is_slow_is_not_made(run, reference):
+    """It is no faster than the variant that it would replace, and that one is behind the reference."""
+    rescue = Giving("rescue", rescues="slow")
+
+    found = run(Giving("slow", graph=slower(reference)), rescue, settings=LATENCY)
+
+    assert re.match(r"not tried: it is no faster than slow, and that takes about [\d.]+ times", found["rescue"].dropped)
+    assert rescue.seen is None
+
+
+def test_rescue_of_wrong_answers_is_made(run, reference):
+    """The variant that it replaces is fast and wrong: that is what it is for."""
+    wrecked = changed(reference, lambda model: set_weights(model, "dense", lambda values: values[:, ::-1]))
+
+    found = run(Giving("wrong", graph=wrecked), replace(Giving("rescue"), rescues="wrong"))
+
+    assert found["rescue"].dropped == "the same graph as reference, run in the same way"
 
 
 def test_at_most_three_are_proposed(run, reference):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from lightship.optimize.candidate import Quality, Rows
 from lightship.types import Interface
 from lightship.validate.fidelity import FidelityMeter
 from lightship.validate.logits import nonfinite_rows
+from lightship.validate.meters import class_scores
 
-__all__ = ["answers_of", "count_correct", "quality_of", "require_same_interface", "scores_of"]
+__all__ = ["answers_of", "count_correct", "quality_of", "require_same_interface", "scores_of", "up_to"]
 
 _BATCH_ROWS = 64
 
@@ -37,10 +38,15 @@ def count_correct(runner: Runner, rows: Rows) -> int:
     )
 
 
-def answers_of(runner: Runner, rows: Rows, *, most_bytes: int) -> list[dict[str, np.ndarray]]:
-    """Return what the graph answers, batch by batch, until the rows or ``most_bytes`` are used up."""
+def answers_of(runner: Runner, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what the graph answers, batch by batch."""
+    return (outputs for _, outputs in _run(runner, rows))
+
+
+def up_to(answers: Iterable[Mapping[str, np.ndarray]], most_bytes: int) -> list[Mapping[str, np.ndarray]]:
+    """Return the first of these answers, until they are used up or have ``most_bytes``."""
     found, size = [], 0
-    for _, outputs in _run(runner, rows):
+    for outputs in answers:
         found.append(outputs)
         size += sum(array.nbytes for array in outputs.values())
         if size >= most_bytes:
@@ -48,20 +54,24 @@ def answers_of(runner: Runner, rows: Rows, *, most_bytes: int) -> list[dict[str,
     return found
 
 
-def quality_of(runner: Runner, expected: Sequence[Mapping[str, np.ndarray]], rows: Rows) -> Quality:
-    """Return how the graph answers the rows beside the reference, in all of its outputs.
+def quality_of(
+    answers: Iterable[Mapping[str, np.ndarray]], expected: Iterable[Mapping[str, np.ndarray]], rows: Rows
+) -> Quality:
+    """Return how a graph answers the rows beside the reference, in all of its outputs.
 
     Args:
-        runner: the variant.
-        expected: what the reference answers, batch by batch, as ``answers_of`` gives it for the same rows.
-        rows: at least those.
+        answers: the variant's, batch by batch, as ``answers_of`` gives them; as many as are expected count.
+        expected: what the reference answers to the same batches.
+        rows: the rows of these batches, and perhaps more.
     """
     meter = FidelityMeter()
-    correct = None if rows.labels is None else 0
-    for (start, found), wanted in zip(_run(runner, rows), expected, strict=False):
+    start, correct = 0, None if rows.labels is None else 0
+    for wanted, found in zip(expected, answers, strict=False):
         meter.add(wanted, found)
         if rows.labels is not None and correct is not None:
-            correct += _right(found[rows.output], rows.labels[start : start + len(found[rows.output])])
+            scores = found[rows.output]
+            correct += _right(scores, rows.labels[start : start + len(scores)])
+            start += len(scores)
     fidelity = meter.result()
     return Quality(
         rows=fidelity.rows,
@@ -96,9 +106,11 @@ def _as_rows(outputs: dict[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray
     return outputs if rows.batched else {name: array[np.newaxis] for name, array in outputs.items()}
 
 
-def _right(scores: np.ndarray, labels: np.ndarray) -> int:
-    right = scores.argmax(axis=1) == labels
-    right[nonfinite_rows(scores)] = False
+def _right(answers: np.ndarray, labels: np.ndarray) -> int:
+    flat = answers.reshape(len(labels), -1)  # a graph for one row has given it an axis of its own
+    right = (flat[:, 0] if flat.dtype.kind in "biu" else class_scores(flat).argmax(axis=1)) == labels
+    if flat.dtype.kind == "f":
+        right[nonfinite_rows(flat)] = False
     return int(right.sum())
 
 

@@ -12,10 +12,13 @@ from lightship.engine.measure import PairedTiming
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
 from lightship.types import Interval, Json
 
-__all__ = ["ONNX_RUNTIME", "Candidate", "Quality", "Rows", "Speed", "limited_runner"]
+__all__ = ["NOT_BEGUN", "ONNX_RUNTIME", "Candidate", "Quality", "Rows", "Speed", "limited_runner"]
 
 ONNX_RUNTIME = "onnxruntime"
 """The engine of the reference."""
+
+NOT_BEGUN = "not tried"
+"""How the reason begins why a candidate is not proposed that nobody looked at: the time was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,11 @@ class Candidate:
     on_front: bool = False
     notes: tuple[str, ...] = ()
     dropped: str = ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was tried at all."""
+        return not self.dropped.startswith(NOT_BEGUN)
 
     def runner(self, *, threads: int = 1, batched: bool = True, limited: bool = False) -> Runner:
         """Load the graph as it would serve; ``limited`` stops a batch that takes longer than ``LONGEST_RUN_S``."""

@@ -39,6 +39,11 @@ class Plan:
         return self.name in names or (bool(self.passes) and all(each.name in names for each in self.passes))
 
     @property
+    def rescues(self) -> str:
+        """The pass whose answers this plan would bring nearer to the reference's, no faster; empty for others."""
+        return next((str(each.rescues) for each in self.passes if hasattr(each, "rescues")), "")
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether a pass must see rows."""
         return any(each.needs_calibration for each in self.passes)
@@ -48,7 +53,8 @@ def known_plans() -> dict[str, Plan]:
     """Return every plan of the installed passes and engines, by its name, in the order in which they are tried.
 
     The reference on another engine costs nothing to make; then come the passes made for the engine that they run on,
-    first those that quantize least. When the time is over, what was not tried is what seldom wins.
+    first those that quantize least, last those that only help where another one fails. When the time is over, what was
+    not tried is what seldom wins.
     """
     passes = [load_pass(name) for name in extension_names("passes")]
     engines = [ONNX_RUNTIME, *(name for name in extension_names("engines") if name != ONNX_RUNTIME)]
@@ -67,12 +73,12 @@ def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
     )
 
 
-def _promise(plan: Plan) -> tuple[int, int, bool, int, str]:
+def _promise(plan: Plan) -> tuple[int, int, bool, bool, int, str]:
     """Rank a plan: the first is tried first."""
     made_for_it = sum(plan.engine != each.engines[0] for each in plan.passes)
     lossy = sum(not each.lossless for each in plan.passes)
     cost = len(plan.passes) + plan.needs_calibration
-    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, cost, plan.name)
+    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, bool(plan.rescues), cost, plan.name)
 
 
 def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:

@@ -23,13 +23,13 @@ from lightship.data.files import sha256_hex
 from lightship.engine.machine import usable_cores
 from lightship.engine.measure import PairedTiming, combined
 from lightship.errors import InvalidInput, LightshipError, Refused
-from lightship.optimize.answers import answers_of, quality_of, require_same_interface
-from lightship.optimize.candidate import Candidate, Quality, Rows, Speed
+from lightship.optimize.answers import answers_of, quality_of, require_same_interface, up_to
+from lightship.optimize.candidate import NOT_BEGUN, Candidate, Quality, Rows, Speed
 from lightship.optimize.floor import floor_of
 from lightship.optimize.front import with_front
 from lightship.optimize.ledger import Ledger
 from lightship.optimize.maker import Maker, PassProcess
-from lightship.optimize.objective import TIMED, Objective
+from lightship.optimize.objective import Objective
 from lightship.optimize.plan import Plan
 from lightship.optimize.timing import Call, Clockwork, Sweep, Way
 from lightship.optimize.variant_pass import PassFailed, read_note
@@ -52,9 +52,10 @@ _LONGEST_PASS_S = 3600.0  # of a named variant
 _LOOK_SHARE, _SWEEP_SHARE, _PAIRS_SHARE = 0.004, 0.012, 0.004  # of the time: for one process that looks, sweeps, pairs
 _LOOKED_AT = 6  # the best by a first look are swept and timed
 _TIMED_ROWS = 64
-_CHECKED_SHARE = 0.01  # of the time: what a look at the answers of the reference may cost
+_CHECKED_SHARE = 0.008  # of the time: what a look at the answers of the reference may cost
 _LEAST_CHECKED = 64
 _MOST_ANSWER_BYTES = 256 << 20
+_NO_GAIN = 1.2  # of the cost by a first look: what is no faster than this is not worth making
 _PLAINLY_DEAR = 2.0  # processes differ by this much by chance; what is dearer is not looked at any further
 
 
@@ -296,7 +297,9 @@ class _Search:
         begun = self._ledger.failed(f"make {_chain(candidate)}") or self._ledger.knows(f"run {candidate.name}")
         if self._is_late(_MAKING) and before and not begun and not self._settings.named:
             minutes = f"{self._settings.minutes:g} minutes"
-            return replace(candidate, dropped=f"not tried: too little was left of the {minutes}. Give it more")
+            return replace(candidate, dropped=f"{NOT_BEGUN}: too little was left of the {minutes}. Give it more")
+        if (reason := self._needless(plan, before)) and not self._settings.named:
+            return replace(candidate, dropped=reason)
         try:
             candidate = self._made(candidate, plan, maker)
             if (twin := self._twin(candidate, before)) and not self._settings.named:
@@ -313,6 +316,27 @@ class _Search:
             return replace(candidate, dropped=str(exc))
         except LightshipError as exc:
             return replace(candidate, dropped=f"the engine does not run it: {exc}")
+
+    def _needless(self, plan: Plan, before: Sequence[Candidate]) -> str:
+        """Say why a plan that would only bring another one's answers nearer to the reference's is not worth making."""
+        alike = (
+            each for each in before if plan.rescues and (each.passes, each.engine) == ((plan.rescues,), plan.engine)
+        )
+        other = next((each for each in alike if each.name in self._looks), None)
+        if other is None:
+            return ""
+        if (cost := self._rough_cost(other)) > _NO_GAIN:
+            return f"not tried: it is no faster than {other.name}, and that takes {self._rough_words(cost)}"
+        return "" if other.dropped or not self._is_true(other) else f"not tried: {other.name} answers well enough"
+
+    def _is_true(self, candidate: Candidate) -> bool:
+        """Return whether nothing seems lost on the selection rows."""
+        quality, base = candidate.quality, self._base.quality
+        if quality is None or base is None:
+            return False
+        if quality.correct is not None and base.correct is not None:
+            return quality.correct >= base.correct
+        return not _missed(quality, self._settings.budget or FidelityBudget(), surely=True)
 
     def _made(self, candidate: Candidate, plan: Plan, maker: Maker) -> Candidate:
         def work() -> Json:
@@ -363,10 +387,13 @@ class _Search:
 
     def _quality(self, candidate: Candidate) -> Quality:
         def work() -> Json:
+            rows = self._looked_at_rows
+            if candidate.name == REFERENCE:
+                return quality_of(self._expected, self._expected, rows).to_json()
             loaded = self._loaded(candidate)
             runner = loaded.runner(threads=self._threads, batched=self._selection.batched, limited=True)
             try:
-                return quality_of(runner, self._expected, self._looked_at_rows).to_json()
+                return quality_of(answers_of(runner, rows), self._expected, rows).to_json()
             finally:
                 runner.close()
 
@@ -382,11 +409,11 @@ class _Search:
         return self._selection.first(int(max(_LEAST_CHECKED, self._seconds(_CHECKED_SHARE) / row_s)))
 
     @cached_property
-    def _expected(self) -> list[dict[str, np.ndarray]]:
+    def _expected(self) -> list[Mapping[str, np.ndarray]]:
         """What the reference answers to them, batch by batch."""
         runner = self._loaded(self._base).runner(threads=self._threads, batched=self._selection.batched, limited=True)
         try:
-            return answers_of(runner, self._looked_at_rows, most_bytes=_MOST_ANSWER_BYTES)
+            return up_to(answers_of(runner, self._looked_at_rows), _MOST_ANSWER_BYTES)
         finally:
             runner.close()
 
@@ -403,7 +430,7 @@ class _Search:
         """Return the cost by one process of either, which chance may have made half as slow or twice."""
         mine, base = self._looks[candidate.name], self._looks[REFERENCE]
         return self._settings.objective.rough_cost(
-            {goal: self._row_ms(mine, goal) / self._row_ms(base, goal) for goal in TIMED}
+            {goal: self._row_ms(mine, goal) / self._row_ms(base, goal) for goal in self._settings.objective.timed}
             | {"size": candidate.size_bytes / self._base.size_bytes}
             | {"memory": mine.memory_bytes / max(base.memory_bytes, 1)}
         )
@@ -412,10 +439,11 @@ class _Search:
         return f"about {cost:.2g} times the reference's {self._settings.objective} in a first look"
 
     def _look(self, candidate: Candidate) -> None:
-        """Call it alone, and in the batch that serves the reference best."""
-        batches = {self._settings.batch, self._sweeps[REFERENCE].busiest().batch}
-        if "throughput" in self._settings.objective.weights:
-            batches |= {4} & set(self._batches)
+        """Call it as the objective asks for: alone, or in middling batches and that which serves the reference best."""
+        weights, busiest = self._settings.objective.weights, self._sweeps[REFERENCE].busiest()
+        batches = {self._settings.batch}
+        if "throughput" in weights:
+            batches = ({4} & set(self._batches)) | {busiest.batch} | (batches if "latency" in weights else set())
         self._looks[candidate.name] = self._swept_over(
             f"look {candidate.name}", candidate, sorted(batches), _LOOK_SHARE
         )
@@ -615,13 +643,14 @@ class _Search:
         return share * 60 * self._settings.minutes
 
 
-def _missed(quality: Quality, budget: FidelityBudget) -> str:
+def _missed(quality: Quality, budget: FidelityBudget, *, surely: bool = False) -> str:
+    """Say which figure is below its budget; ``surely`` holds the low ends of the intervals against it."""
     for name, found, least in (
         ("agreement", quality.agreement, budget.min_agreement),
         ("cosine", quality.cosine, budget.min_cosine),
         ("SNR in dB", quality.snr_db, budget.min_snr_db),
     ):
-        if found is not None and least is not None and found.estimate < least:
+        if found is not None and least is not None and (found.low if surely else found.estimate) < least:
             return f"{name} to the reference is {found.estimate:.4g} on the selection rows, below the {least:g} allowed"
     return ""
 

@@ -25,8 +25,8 @@ from lightship.tasks.npz import read_npz
 from lightship.types import Json
 
 _PR_SET_PDEATHSIG = 1
-_WARMUP = 3
-_LEAST_CALLS, _LEAST_PAIRS, _MOST_CALLS = 3, 8, 300
+_WARMUP = 2
+_LEAST_CALLS, _LEAST_PAIRS, _MOST_CALLS = 3, 6, 300
 _FALLING = 0.8  # two batches in a row that serve so much less than the best one end the sweep: larger ones do as well
 _LONGEST_CALL_S = 2.0
 
@@ -80,21 +80,20 @@ def _alone(job: Mapping[str, Any]) -> dict[str, Json]:
     """Find the best threads and batch of the candidate, and how much memory it takes."""
     before = _peak_bytes()
     way = job["candidate"]
-    first: Json = None
     calls: list[Json] = []
-    share_s = job["budget_s"] / len(job["threads"])
-    for threads in job["threads"]:
-        started = time.perf_counter()
+    best = 0.0
+    for threads in sorted(job["threads"], reverse=True):
         runner = _load(way, threads=threads, batched=job["batched"])
-        first = first or {"load_s": time.perf_counter() - started}
-        calls += _sweep(runner, job, threads=threads, budget_s=share_s)
+        found, best = _sweep(runner, job, threads=threads, best=best)
+        calls += found
         runner.close()
     return {"calls": calls, "memory_bytes": max(0, _peak_bytes() - before)}
 
 
-def _sweep(runner: Runner, job: Mapping[str, Any], *, threads: int, budget_s: float) -> list[Json]:
+def _sweep(runner: Runner, job: Mapping[str, Any], *, threads: int, best: float) -> tuple[list[Json], float]:
+    """Call it in growing batches until they fall behind ``best``, the most rows a second so far, which is returned."""
     found: list[Json] = []
-    best, falling = 0.0, 0
+    falling, budget_s = 0, job["budget_s"] / len(job["threads"])
     until = time.perf_counter() + budget_s
     for batch in job["batches"]:
         inputs = _rows(job, batch)
@@ -104,7 +103,7 @@ def _sweep(runner: Runner, job: Mapping[str, Any], *, threads: int, budget_s: fl
         falling = falling + 1 if batch / call_s < _FALLING * best else 0
         if falling == 2 or call_s > _LONGEST_CALL_S or time.perf_counter() > until:
             break
-    return found
+    return found, best
 
 
 def _call_s(call: Callable[[], object], budget_s: float) -> float:

@@ -4,6 +4,9 @@ Passes are entry points in the group ``lightship.passes``. A pass may fail on a 
 drops it with the reason, and a recipe that names it is refused. What a person should know of a graph that was made,
 such as the layers that stayed in float, the pass writes into the graph itself (``write_note``), so that it travels
 with the bytes and anybody can read it (``read_note``).
+
+A pass may say ``rescues``, the name of another one whose answers it brings nearer to the reference's, at no more speed:
+it is tried where that one is fast and answers too differently.
 """
 
 from __future__ import annotations

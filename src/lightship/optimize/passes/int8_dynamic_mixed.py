@@ -34,6 +34,7 @@ class Int8DynamicMixed:
     needs_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
     default: ClassVar[bool] = True
+    rescues: ClassVar[str] = "int8-dynamic"
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:

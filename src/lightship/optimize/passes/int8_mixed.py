@@ -35,6 +35,7 @@ class Int8Mixed:
     needs_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
     default: ClassVar[bool] = True
+    rescues: ClassVar[str] = "int8-static"
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:

@@ -48,6 +48,7 @@ class Int8StaticEntropy:
     needs_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
     default: ClassVar[bool] = True
+    rescues: ClassVar[str] = "int8-static"
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
@@ -63,6 +64,7 @@ class Int8StaticPercentile:
     needs_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
     default: ClassVar[bool] = True
+    rescues: ClassVar[str] = "int8-static"
     engines: ClassVar[tuple[str, ...]] = ("onnxruntime", "openvino")
 
     def apply(self, graph: bytes, *, calibration: Sequence[Mapping[str, np.ndarray]]) -> bytes:
