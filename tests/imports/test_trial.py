@@ -215,6 +215,26 @@ def test_given_rows_are_the_golden_examples():
     assert found.golden["values"] == "given"
 
 
+def test_beside_given_rows_only_values_that_run_are_drawn():
+    """Ids of 0 and 1 are all that a table of two takes: batches and lengths must not fail for larger ones."""
+    rows = {"input_ids": np.eye(8, dtype=np.int64), "attention_mask": np.ones((8, 8), np.int64)}
+
+    found = try_graph(attention(vocabulary=2), given=rows, bounds=Bounds(upto={"seq": 40}))
+
+    assert found.interface.proven == {"batch": (1, 32), "seq": (1, 40)}
+
+
+@pytest.mark.parametrize("name", ["?", None])
+def test_axes_without_a_name_need_not_be_equally_large(name):
+    """Paddle's exporter calls every axis that it does not know "?": a picture need not be a square for it."""
+    graph = model([node("Relu", ["x"], ["y"])], [info("x", ["N", name, name])], [info("y", ["N", name, name])])
+
+    found = try_graph(graph, given={"x": np.ones((4, 3, 5), np.float32)}, bounds=Bounds(size=8))
+
+    assert found.interface.inputs[0].shape[1] != found.interface.inputs[0].shape[2]
+    assert {tuple(each) for each in found.interface.proven.values()} == {(1, 32), (1, 8)}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
 from threading import Timer
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from lightship.engine.onnx_wire import named_dims
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
 from lightship.errors import CannotRun, InvalidInput, InvalidTensor, LightshipError, OutOfMemory
 from lightship.types import Dim, Interface, TensorSpec
@@ -217,11 +217,7 @@ def _session_options(options: EngineOptions) -> Any:
 
 def _interface(session: Any) -> Interface:
     items = (*session.get_inputs(), *session.get_outputs())
-    taken = {dim for item in items for dim in item.shape if isinstance(dim, str)}
-    free = (name for number in count() if (name := f"d{number}") not in taken)
-
-    def dim(value: Dim | None) -> Dim:
-        return value if isinstance(value, int) or value else next(free)
+    name = named_dims([_dims(item) for item in items])
 
     def spec(item: Any) -> TensorSpec:
         if item.type not in _DTYPES:
@@ -229,9 +225,13 @@ def _interface(session: Any) -> Interface:
                 f"{item.name!r} of the graph has the type {item.type}. Allowed are tensors of "
                 f"{', '.join(_DTYPES.values())}. Convert it in the graph (for scikit-learn: `zipmap=False`)."
             )
-        return TensorSpec(item.name, _DTYPES[item.type], tuple(dim(value) for value in item.shape))
+        return TensorSpec(item.name, _DTYPES[item.type], tuple(name(dim) for dim in _dims(item)))
 
     return Interface(
         inputs=tuple(spec(item) for item in session.get_inputs()),
         outputs=tuple(spec(item) for item in session.get_outputs()),
     )
+
+
+def _dims(item: Any) -> tuple[Dim, ...]:
+    return tuple("" if dim is None else dim for dim in item.shape)

@@ -13,7 +13,10 @@ from itertools import count
 from lightship.errors import InvalidInput
 from lightship.types import Dim, Interface, TensorSpec
 
-__all__ = ["Operator", "interface_of", "named_dims", "operators_of", "top_fields", "varint"]
+__all__ = ["UNNAMED", "Operator", "interface_of", "named_dims", "operators_of", "top_fields", "varint"]
+
+UNNAMED = ("", "?")
+"""What stands in place of the name of a dimension that a file leaves open."""
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _FUNCTION = 7, 25
@@ -103,10 +106,13 @@ def operators_of(graph: bytes) -> Iterator[Operator]:
 
 
 def named_dims(shapes: Sequence[tuple[Dim, ...]]) -> Callable[[Dim], Dim]:
-    """Return a function that names dimensions without a name ``d0``, ``d1`` …, by names that no other one has."""
+    """Return a function that names dimensions without a name ``d0``, ``d1`` …, by names that no other one has.
+
+    Two that a file calls ``?`` (as Paddle's exporter calls whatever it does not know) need not be equally large.
+    """
     taken = {dim for shape in shapes for dim in shape if isinstance(dim, str)}
     free = (name for number in count() if (name := f"d{number}") not in taken)
-    return lambda dim: dim if dim != "" else next(free)
+    return lambda dim: next(free) if dim in UNNAMED else dim
 
 
 def top_fields(data: bytes, start: int = 0, stop: int | None = None) -> Iterator[Field]:

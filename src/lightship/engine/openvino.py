@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lightship.engine.onnx_wire import interface_of, named_dims, operators_of
+from lightship.engine.onnx_wire import UNNAMED, interface_of, named_dims, operators_of
 from lightship.engine.openvino_graph import outside, refuse_operators, refuse_wrong, value_bounds
 from lightship.engine.openvino_library import load_openvino, signal_stack_kept
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
@@ -293,7 +293,7 @@ def _interface(declared: Interface, model: Any) -> Interface:
             )
         found: tuple[Dim, ...] = tuple("" if dim.is_dynamic else dim.get_length() for dim in port.get_partial_shape())
         said = spec.shape if len(spec.shape) == len(found) else found
-        shape = tuple(one if one != "" else other for one, other in zip(said, found, strict=True))
+        shape = tuple(other if one in UNNAMED else one for one, other in zip(said, found, strict=True))
         outputs.append(TensorSpec(spec.name, spec.dtype, shape))
     specs = (*declared.inputs, *outputs)
     name = named_dims([spec.shape for spec in specs])

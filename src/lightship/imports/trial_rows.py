@@ -109,7 +109,20 @@ def given_rows(tried: TriedGraph, given: Mapping[str, np.ndarray]) -> list[Tenso
         for dim, size in zip(spec.shape, rows[0][spec.name].shape, strict=True):
             if isinstance(dim, str) and not (tried.batched and dim in tried.first):
                 tried.start[dim] = size
+    tried.style = _style(tried)
     return rows
+
+
+def _style(tried: TriedGraph) -> str:
+    """Return the first style whose rows run at the sizes of the given ones: other sizes, and neighbors, are drawn."""
+    for style in STYLES:
+        try:
+            tried.run(tried.draw(tried.start, number=0, style=style), rows=1)
+        except LightshipError:
+            continue
+        tried.observed.clear()
+        return style
+    return STYLES[0]
 
 
 def whole_inputs(
