@@ -11,7 +11,18 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
-__all__ = ["DTYPES", "Dim", "Interface", "Interval", "Json", "Progress", "Silent", "TensorSpec", "Verdict"]
+__all__ = [
+    "DTYPES",
+    "Dim",
+    "Interface",
+    "Interval",
+    "Json",
+    "Progress",
+    "Silent",
+    "TensorSpec",
+    "ValueRange",
+    "Verdict",
+]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -47,6 +58,8 @@ class Verdict(StrEnum):
     """The rows do not suffice to tell; the evidence says how many would."""
     UNPROVEN = "unproven"
     """Not looked at, for want of data."""
+    MEASURED = "measured"
+    """A figure that nobody set a limit for: it neither speaks for a release nor against it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +98,40 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ValueRange:
+    """The values of an input that were proven: numbers from ``low`` to ``high``, both included.
+
+    Attributes:
+        low, high: finite; whole numbers for an input of integers.
+        nan: NaN is among them.
+        infinite: both infinities are.
+    """
+
+    low: float
+    high: float
+    nan: bool = False
+    infinite: bool = False
+
+    def __str__(self) -> str:
+        others = [word for word, among in (("NaN", self.nan), ("infinities", self.infinite)) if among]
+        return " and ".join([f"{self.low:.9g} to {self.high:.9g}", *others])
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """What goes into a graph and what comes out.
 
     Attributes:
         proven: for each free dimension the inclusive range of sizes that was tried and found right, e.g.
             ``{"batch": (1, 33)}``. A server never runs a size outside of it.
+        values: by input, the values that were proven; a server refuses others. Of an input that is not there nothing
+            was proven, and nothing is refused.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     proven: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    values: Mapping[str, ValueRange] = field(default_factory=dict)
 
 
 class Progress(Protocol):

@@ -38,7 +38,7 @@ def test_rows_that_come_or_go_move_no_other():
 
 def test_a_copy_is_no_further_row():
     """A hundred copies of ten rows would make intervals that are far too narrow."""
-    shared = share_rows(_digests(10) * 100, [number % 10 for number in range(1_000)])
+    shared = share_rows(_digests(10) * 100, [bytes([number % 10]) for number in range(1_000)])
 
     assert (shared.given, shared.duplicates, shared.conflicts) == (1_000, 990, 0)
     assert sum(len(shared.part(name)) for name in PARTS) == 10
@@ -47,7 +47,7 @@ def test_a_copy_is_no_further_row():
 def test_one_input_with_two_labels_lies_in_one_part_and_is_told():
     """Else the gate would see what the choice was made on."""
     digests = _digests(40)
-    shared = share_rows([*digests, *digests], [0] * 40 + [1] * 40)
+    shared = share_rows([*digests, *digests], [b"0"] * 40 + [b"1"] * 40)
 
     assert (shared.duplicates, shared.conflicts) == (0, 40)
     for name in PARTS:
@@ -88,3 +88,14 @@ def test_what_a_graph_can_tell_apart_has_another_digest(other):
 def test_texts_do_not_run_into_each_other():
     """``ab`` and ``c`` are not ``a`` and ``bc``."""
     assert row_digest({"t": np.array([b"ab", b"c"], object)}) != row_digest({"t": np.array([b"a", b"bc"], object)})
+
+
+def test_a_gate_that_was_seen_is_known_again_with_other_labels():
+    """Looks are counted by inputs: corrected labels, or none at all, make no fresh rows of them."""
+    digests = _digests(40)
+    plain = share_rows(digests, None)
+    labeled = share_rows([*digests, digests[0]], [b"0"] * 40 + [b"1"])
+    other = share_rows(_digests(41), None)
+
+    assert plain.gate_inputs == labeled.gate_inputs != other.gate_inputs
+    assert plain.fingerprints["gate"] != labeled.fingerprints["gate"]

@@ -117,7 +117,8 @@ def test_labels_and_a_lowest_accuracy_make_a_release_that_passed(home, propose, 
     assert verdicts == {
         "noninferiority": "passed", "probabilities": "passed", "class_harm": "passed", "latency": "passed",
         "golden": "passed", "shapes": "passed", "values": "passed", "search": "passed", "data": "passed",
-        "accuracy": "passed", "audit": "passed", "parity": "unproven",
+        "accuracy": "passed", "audit": "passed", "parity": "unproven", "slice_harm": "passed",
+        "slices": "passed", "calibration": "passed", "errors": "passed",
     }  # fmt: skip
     assert not calls[0]["settings"].named
     assert calls[0]["settings"].batches == (1, 2, 4, 8, 16)
@@ -449,7 +450,7 @@ def test_data_that_does_not_fit_is_refused(home, plain, tmp_path):
     np.savez(tmp_path / "few.npz", x=models.digits()[1][:9])
     for path, options, words in (
         (plain, {"min_accuracy": 0.9}, r"has no 'label'"),
-        (tmp_path / "far.npz", {}, r"Labels go up to class 14.*'logits' float32"),
+        (tmp_path / "far.npz", {}, r"whole numbers up to 14.*'logits' FP32"),
         (tmp_path / "shifted.npz", {}, "The labels do not fit the model"),
         (plain, {"output": "none"}, "has no output 'none'"),
         (tmp_path / "wide.npz", {}, r"'x' takes rows of the shape \[64\]. Got \[65\]"),

@@ -190,11 +190,13 @@ def test_fidelity_by_laxer_budgets_proves_too_little(method, words):
 def test_labels_ask_for_what_they_can_show():
     """Classes for a classifier, accuracy where there is a budget of it, speed where it was asked for."""
     classifier = policy_named("labeled", margin=0.01, min_accuracy=0.9, speed_asked=True)
-    numbers = policy_named("labeled", margin=0.02, class_scores=False)
+    numbers = policy_named("labeled", margin=0.02, classes=False)
 
     assert set(classifier.required) == {
-        *("golden", "shapes", "accuracy", "noninferiority", "probabilities", "class_harm", "latency")
+        *("golden", "shapes", "accuracy", "noninferiority", "probabilities", "class_harm", "slice_harm", "latency")
     }
+    plain = policy_named("labeled", margin=0.01, scores=False)
+    assert set(plain.required) == {"golden", "shapes", "noninferiority", "class_harm"}
     assert set(numbers.required) == {"golden", "shapes", "noninferiority"}
     assert "accuracy" in numbers.reported
 

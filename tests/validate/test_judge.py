@@ -172,8 +172,12 @@ def test_reference_can_be_asked_for(gate):
 
 
 def test_candidates_share_alpha(gate):
-    """Three looks at the same rows, a third each."""
-    assert judge([faithful(gate)]).alpha == pytest.approx(0.05 / 3)
+    """Evenly, by how many there are, whether or not the last ones are looked at: one alone has all of it."""
+    for count in (1, 2, 3):
+        queue = [faithful(gate, f"int8-{number}") for number in range(count)]
+        found = judge(queue)
+        assert found.alpha == pytest.approx(0.05 / count)
+        assert found.evidence[0].method["alpha"] == pytest.approx(0.05 / count)
 
 
 def test_nan_in_a_candidate_is_a_failure_in_clear_words(gate):
@@ -228,7 +232,7 @@ def test_answers_without_labels_are_judged_by_their_likeness(gate):
     assert found.chosen == "int8"
     assert found.outcomes[0].reason.startswith("1000 of 1000 rows are broken")
     assert {item.check for item in found.evidence} == {"fidelity", "latency"}
-    assert found.evidence[0].method["alpha"] == pytest.approx(0.05 / 3)
+    assert found.evidence[0].method["alpha"] == pytest.approx(0.05 / 2)
 
 
 def alike(gate, name, logits):

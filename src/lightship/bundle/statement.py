@@ -35,6 +35,7 @@ __all__ = [
     "open_evidence",
     "read_evidence",
     "sign_evidence",
+    "summary_of",
 ]
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -44,6 +45,7 @@ TASK_SUBJECT = "task"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_KEYS = ("check", "created", "machine", "measured", "method", "summary", "verdict")
 _MAX_SUBJECTS = 1_000
+_MAX_SUMMARY = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,15 @@ class SignedEvidence:
     created: str
     machine: Mapping[str, Json]
     digest: Digest
+
+
+def summary_of(text: str, *, most: int = _MAX_SUMMARY) -> str:
+    """Return a text as a summary may be: one line of at most ``most`` characters, cut between two words."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    kept = line[: most - 2].rpartition(" ")[0] or line[: most - 2]
+    return kept.rstrip(" ,;:.") + " …"
 
 
 def sign_evidence(evidence: Evidence, *, key: PrivateKey, created: str, machine: Mapping[str, Json]) -> bytes:
@@ -145,7 +156,7 @@ def _parse(payload: bytes, *, what: str) -> tuple[Evidence, str, Mapping[str, Js
         check=check,
         verdict=_verdict(predicate["verdict"], at=f"{what}: verdict"),
         subjects=_subjects(statement["subject"], at=f"{what}: subject"),
-        summary=take_text(predicate["summary"], at=f"{what}: summary"),
+        summary=take_text(predicate["summary"], at=f"{what}: summary", max_chars=_MAX_SUMMARY),
         measured=take_mapping(predicate["measured"], at=f"{what}: measured"),
         method=take_mapping(predicate["method"], at=f"{what}: method"),
     )

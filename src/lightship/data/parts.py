@@ -25,6 +25,7 @@ MOST_ROWS: Mapping[str, int] = {"calibration": 512, "selection": 1024, "gate": 1
 
 SEED = 0
 _HASH_RANGE = 1 << 64
+_UNLABELED = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Parts:
         conflicts: how many inputs are there with unequal labels; those stay, once for each label.
         left_over: rows beyond ``MOST_ROWS``, by part.
         fingerprints: SHA-256 over the rows of each part and their labels.
+        gate_inputs: the same over the inputs of the gate rows alone: who sees rows again has seen them, whatever their
+            labels are now.
     """
 
     calibration: tuple[int, ...]
@@ -47,6 +50,12 @@ class Parts:
     conflicts: int
     left_over: Mapping[str, int]
     fingerprints: Mapping[str, str]
+    gate_inputs: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all parts together."""
+        return hashlib.sha256(" ".join(self.fingerprints[name] for name in PARTS).encode()).hexdigest()
 
     def part(self, name: str) -> tuple[int, ...]:
         """Return the indices of the part called ``name``, one of ``PARTS``."""
@@ -61,6 +70,8 @@ class Parts:
             "parts": {name: len(self.part(name)) for name in PARTS},
             "left_over": dict(self.left_over),
             "fingerprints": dict(self.fingerprints),
+            "fingerprint": self.fingerprint,
+            "gate_inputs": self.gate_inputs,
             "shares": dict(SHARES),
             "seed": SEED,
         }
@@ -81,22 +92,22 @@ def row_digest(row: Mapping[str, np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def share_rows(digests: Sequence[bytes | None], labels: Sequence[int] | None, *, seed: int = SEED) -> Parts:
+def share_rows(digests: Sequence[bytes | None], labels: Sequence[bytes] | None, *, seed: int = SEED) -> Parts:
     """Put every distinct row into one part.
 
     Args:
         digests: of each row, by index; None for a row that cannot be used.
-        labels: of each row, or None.
+        labels: of each row, as bytes that are equal for equal ones; or None.
         seed: another seed gives other parts.
     """
-    seen: dict[tuple[bytes, int], int] = {}
+    seen: dict[tuple[bytes, bytes], int] = {}
     given = 0
     for index, digest in enumerate(digests):
         if digest is None:
             continue
         given += 1
-        seen.setdefault((digest, -1 if labels is None else int(labels[index])), index)
-    placed: dict[str, list[tuple[int, bytes, int, int]]] = {name: [] for name in PARTS}
+        seen.setdefault((digest, _UNLABELED if labels is None else labels[index]), index)
+    placed: dict[str, list[tuple[int, bytes, bytes, int]]] = {name: [] for name in PARTS}
     for (digest, label), index in seen.items():
         value = _hash(digest, seed)
         placed[_part(value)].append((value, digest, label, index))
@@ -110,6 +121,7 @@ def share_rows(digests: Sequence[bytes | None], labels: Sequence[int] | None, *,
         conflicts=len(seen) - len({digest for digest, _ in seen}),
         left_over={name: len(placed[name]) - len(kept[name]) for name in PARTS if len(placed[name]) > len(kept[name])},
         fingerprints={name: _fingerprint((digest, label) for _, digest, label, _ in kept[name]) for name in PARTS},
+        gate_inputs=_fingerprint((digest, _UNLABELED) for digest in {digest for _, digest, _, _ in kept["gate"]}),
     )
 
 
@@ -129,8 +141,8 @@ def _part(value: int) -> str:
     return PARTS[-1]
 
 
-def _fingerprint(rows: Iterable[tuple[bytes, int]]) -> str:
+def _fingerprint(rows: Iterable[tuple[bytes, bytes]]) -> str:
     digest = hashlib.sha256(b"lightship part rows 1\n")
     for identity, label in sorted(rows):
-        digest.update(identity + label.to_bytes(8, "big", signed=True))
+        digest.update(identity + len(label).to_bytes(8, "big") + label)  # the length keeps rows apart
     return digest.hexdigest()

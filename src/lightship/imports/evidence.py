@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightship.bundle.statement import Evidence
+from lightship.bundle.statement import Evidence, summary_of
 from lightship.imports.trial import Found
 from lightship.types import Json, Verdict
 
@@ -15,8 +15,6 @@ UNPROVEN: Mapping[str, str] = {
     "parity": "No original: whether the graph answers as the model that was trained was not measured",
 }
 """The checks that an import cannot make, and why."""
-
-_MAX_SUMMARY = 1_000
 
 
 def evidence_of(found: Found, *, audit: str, facts: Mapping[str, Json], subjects: Mapping[str, str]) -> list[Evidence]:
@@ -59,4 +57,4 @@ def evidence_of(found: Found, *, audit: str, facts: Mapping[str, Json], subjects
 def _summary(found: Found) -> str:
     ranges = [f"{name} {low} to {high}" for name, (low, high) in sorted(found.interface.proven.items())]
     words = "; ".join(found.words)
-    return f"Works for {', '.join(ranges) or 'its one size'}{'; ' if words else ''}{words}"[:_MAX_SUMMARY]
+    return summary_of(f"Works for {', '.join(ranges) or 'its one size'}{'; ' if words else ''}{words}")

@@ -118,7 +118,7 @@ def _evidence(one: Statements, two: Statements) -> Iterator[EvidenceChange]:
 _ABOUT_VARIANT = frozenset(
     ("noninferiority", "probabilities", "class_harm", "slice_harm", "fidelity", "equivalence", "latency")
 )
-_ORDER = (Verdict.FAILED, Verdict.UNPROVEN, Verdict.UNDECIDED, Verdict.PASSED)
+_ORDER = (Verdict.FAILED, Verdict.UNPROVEN, Verdict.UNDECIDED, Verdict.MEASURED, Verdict.PASSED)
 
 
 def _worst(found: Statements, check: str) -> tuple[Verdict, str] | None:

@@ -23,9 +23,11 @@ from lightship.engine.machine import fingerprint
 from lightship.engine.measure import interleaved
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
 from lightship.errors import InvalidInput, LightshipError
+from lightship.pipeline.row_labels import classes_given
 from lightship.registry.statements import Statements
 from lightship.tasks.registry import load_task
 from lightship.tasks.row_files import LABEL, RowFile, read_rows
+from lightship.tasks.task import Task
 from lightship.tasks.tensors import BATCH, is_batched
 from lightship.types import DTYPES, Interval, Progress
 from lightship.validate.exact_paired import drop_bound
@@ -419,22 +421,27 @@ def _given(one: Statements, two: Statements, data: Path, label: str) -> _Given:
     given = _Given((files[0], files[1]), (), None, 0)
     bad: list[BadRow] = []
     usable = []
+    truth, unlabeled = classes_given(files[0].labels, _task(one).labels)
     for index, name in enumerate(files[0].ids):
         try:
+            if index in unlabeled:
+                raise InvalidInput(unlabeled[index])
             for file in files:
                 file.row(index)
             usable.append(index)
         except InvalidInput as exc:
             bad.append(BadRow(name, str(exc)))
     files[0].require_usable(bad, of=len(files[0]))
-    truth = files[0].labels
     return replace(given, rows=tuple(usable), truth=truth, skipped=len(bad))
 
 
-def _file(side: Statements, data: Path, label: str) -> RowFile:
+def _task(side: Statements) -> Task:
     said = side.manifest.task
-    task = load_task(said.name, said.codec_version, said.config)
+    return load_task(said.name, said.codec_version, said.config)
+
+
+def _file(side: Statements, data: Path, label: str) -> RowFile:
     try:
-        return read_rows(data, task=task, interface=side.manifest.interface, label=label)
+        return read_rows(data, task=_task(side), interface=side.manifest.interface, label=label)
     except InvalidInput as exc:
         raise InvalidInput(f"{side.title} does not take these rows: {exc}") from exc

@@ -1,36 +1,39 @@
 """The rows that a person gives for a released model, shared out: what calibrates, what chooses and what judges.
 
-Every row is read once to be checked and hashed, then again when it is needed; of the gate rows only one batch is in
-memory at a time. A row that the reference itself cannot answer is no fault of a variant: it is bad, and named.
+Every row is read once to be checked and hashed; those that lie in a part are kept as far as they go into memory, and
+read again beyond that. A row that the reference itself cannot answer is no fault of a variant: it is bad, and named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from lightship.bundle.statement import Evidence
+from lightship.bundle.statement import Evidence, summary_of
 from lightship.data.parts import PARTS, Parts, row_digest, share_rows
 from lightship.data.rows import BadRow
 from lightship.engine.runner import Runner
 from lightship.errors import InvalidData, InvalidInput, LightshipError
 from lightship.optimize.candidate import Rows
+from lightship.pipeline.row_labels import RowLabels, output_of, row_labels
 from lightship.tasks.row_files import RowFile
 from lightship.tasks.task import Tensors
 from lightship.tasks.tensors import BATCH, is_batched
-from lightship.types import Interface, Json, Progress, TensorSpec, Verdict
+from lightship.types import Interface, Json, Progress, Verdict
+from lightship.validate.meters import Kind
 
-__all__ = ["GivenRows", "pick_output"]
+__all__ = ["GivenRows"]
 
 _CALIBRATION_ROWS = 256
 _CALIBRATION_BATCH = 32
 _LEAST_SELECTION = 8
 _SELECTION_BYTES = 1 << 30
 _SHOWN_BAD = 20
-_SCORES = ("logits", "scores", "probabilities", "output_probability", "probs")
-"""Names of outputs with class scores, as exporters give them; the first that is there."""
+_PROBED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +47,61 @@ class _Known:
 class GivenRows:
     """Checked rows in their parts.
 
+    Args:
+        file: the rows.
+        interface: of the model.
+        reference: answers them.
+        names: of the classes, if the task has some.
+        output: the output to judge by, if a person said so.
+        kind: of the labels, likewise.
+        progress: hears what is done.
+
     Attributes:
         parts: which rows lie in which.
+        labels: what they are labeled with; None without.
+        output: the output that is judged by labels, or holds the answer.
         bad: rows that cannot be used, and why.
         words: what people should know, one line each.
+
+    Raises:
+        InvalidData: too many rows cannot be used.
+        InvalidInput: labels and outputs do not go together.
     """
 
-    def __init__(self, file: RowFile, interface: Interface, reference: Runner, *, progress: Progress) -> None:
+    def __init__(
+        self,
+        file: RowFile,
+        interface: Interface,
+        reference: Runner,
+        *,
+        names: Sequence[str] = (),
+        output: str | None = None,
+        kind: Kind | None = None,
+        progress: Progress,
+    ) -> None:
         self._file, self._interface, self._reference = file, interface, reference
         self._batched = is_batched(interface.inputs, interface.outputs)
+        # A graph that was exported for one row has its answers in rows, one at a time; else each answer is one row.
+        tensors = (*interface.inputs, *interface.outputs)
+        self._in_rows = self._batched or all(spec.shape[:1] == (1,) for spec in tensors)
         self.words: list[str] = []
         self.bad: list[BadRow] = []
+        self._silent: set[int] = set()
         progress.start("Read the rows", len(file))
         self._known = self._read(progress)
         file.require_usable(self.bad, of=len(file))
-        labels = None if file.labels is None else [int(label) for label in file.labels]
-        self.parts: Parts = share_rows([known.digest if known else None for known in self._known], labels)
+        self.labels = self._labels(names, output, kind)
+        self.output = (
+            self.labels.output if self.labels else output_of(self._probe_answers, interface.outputs, wanted=output)
+        )
+        digests = [known.digest if known else None for known in self._known]
+        labels = None if self.labels is None else [self.labels.identity(index) for index in range(len(file))]
+        self.parts: Parts = share_rows(digests, labels)
+        file.hold([index for name in PARTS for index in self.parts.part(name)])
         self._usable = {name: self._answered(self.parts.part(name)) for name in ("calibration", "selection")}
         file.require_usable(self.bad, of=len(file))
         sizes = ", ".join(f"{len(self.parts.part(name)):,} {name}" for name in PARTS)
         progress.done(f"{sizes}" + (f", {len(self.bad)} bad" if self.bad else ""))
-
-    @property
-    def labeled(self) -> bool:
-        """Whether the rows have labels."""
-        return self._file.labels is not None
 
     @property
     def source(self) -> str:
@@ -84,8 +117,8 @@ class GivenRows:
         rows = self._usable["calibration"][:_CALIBRATION_ROWS]
         return [self._file.stacked(batch) for batch in self._batches(rows, _CALIBRATION_BATCH)]
 
-    def selection(self, output: str) -> Rows:
-        """Return the selection rows as one array for each input.
+    def selection(self) -> Rows:
+        """Return the selection rows as one array for each input, with labels where they are classes.
 
         Rows of several sizes are padded with zeros if the model has a mask among its inputs; else those of the size
         that most of them have are taken. The gate sees all rows as they are.
@@ -116,8 +149,22 @@ class GivenRows:
                 "rows of several sizes are padded with zeros to search on; the gate runs them as they are"
             )
         inputs = {spec.name: _stacked([row[spec.name] for row in rows]) for spec in self._interface.inputs}
-        labels = None if self._file.labels is None else self._file.labels[list(indices[: len(rows)])]
-        return Rows(inputs, labels, output, batched=self._batched)
+        classes = self.labels if self.labels and self.labels.kind == "classes" else None
+        labels = classes.values[list(indices[: len(rows)])] if classes else None
+        return Rows(inputs, labels, self.output, batched=self._batched)
+
+    @property
+    def batched(self) -> bool:
+        """Whether rows are stacked into batches."""
+        return self._batched
+
+    def few(self) -> Tensors:
+        """Return some selection rows of one shape, first axis rows; none of a graph that takes no rows."""
+        if not self._in_rows:
+            return {}
+        join = np.stack if self._batched else np.concatenate
+        rows = self.some(8)
+        return {name: join([row[name] for row in rows]) for name in rows[0]}
 
     def some(self, count: int) -> list[Tensors]:
         """Return a few selection rows of one shape, to try sizes with; no row that judges."""
@@ -125,20 +172,36 @@ class GivenRows:
         like = [index for index in indices if self._shape(index) == self._shape(indices[0])]
         return [self._file.row(index) for index in like[:count]]
 
-    def gate_batches(self, size: int) -> Iterator[tuple[np.ndarray, Tensors, Tensors]]:
-        """Yield (labels, inputs, the reference's answers) of batches of gate rows of one shape.
+    def answered(self, part: str, size: int) -> Iterator[tuple[Sequence[int], Tensors, Tensors]]:
+        """Yield (rows, inputs, the reference's answers) of batches of rows of one shape.
 
-        Answers of a graph without a batch dimension get an axis of one row. Rows that the reference cannot answer are
-        left out; ``require_usable`` tells whether they are too many.
+        Rows that the reference cannot answer are left out; ``require_usable`` tells whether they are too many.
         """
-        for batch in self._batches(self.parts.gate, size):
+        for batch in self._batches(self.usable(part), size):
             for indices, inputs, answers in self._answers(batch):
-                labels = np.full(len(indices), -1) if self._file.labels is None else self._file.labels[list(indices)]
-                yield labels, inputs, self.as_rows(answers)
+                yield indices, inputs, self.as_rows(answers)
+
+    def inputs(self, part: str, size: int) -> Iterator[tuple[Sequence[int], Tensors]]:
+        """Yield (rows, inputs) of batches of those that the reference was seen to answer."""
+        for batch in self._batches(self.usable(part), size):
+            yield batch, self._file.stacked(batch)
+
+    def usable(self, part: str) -> Sequence[int]:
+        """Return the rows of a part; of the gate without those that the reference was seen not to answer."""
+        known = self._usable.get(part)
+        return [index for index in self.parts.part(part) if index not in self._silent] if known is None else known
+
+    def truth(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the labels of some rows; of rows without labels nothing that could be one."""
+        return np.full(len(rows), -1) if self.labels is None else self.labels.values[list(rows)]
+
+    def name(self, row: int) -> str:
+        """Return what people call a row."""
+        return self._file.ids[row]
 
     def as_rows(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return outputs with a first axis of rows."""
-        return dict(outputs) if self._batched else {name: array[np.newaxis] for name, array in outputs.items()}
+        return dict(outputs) if self._in_rows else {name: array[np.newaxis] for name, array in outputs.items()}
 
     def require_usable(self) -> None:
         """Refuse the source if too many rows turned out bad.
@@ -153,21 +216,24 @@ class GivenRows:
         parts = self.parts
         counted = ", ".join(f"{len(parts.part(name)):,} {name}" for name in PARTS)
         said = [f"{parts.given:,} rows: {counted}", f"gate rows looked at {looks} time{'' if looks == 1 else 's'}"]
+        if self.labels:
+            said.append(self.labels.words)
         if parts.duplicates:
             said.append(f"{parts.duplicates:,} copies of rows count once")
         if parts.conflicts:
             said.append(f"{parts.conflicts:,} inputs have unequal labels")
         if self.bad:
-            said.append(f"{len(self.bad)} bad, the first: {self.bad[0].id}: {self.bad[0].reason}"[:300])
+            said.append(f"{len(self.bad)} bad, the first: {self.bad[0].id}: {self.bad[0].reason}")
         measured: dict[str, Json] = {
             **parts.to_json(),
-            "labeled": self.labeled,
+            "source": Path(self.source).name,  # a path would tell about a person's disk
+            "labels": {"kind": self.labels.kind, "output": self.labels.output} if self.labels else None,
             "gate_looks": looks,
-            "bad": [{"row": row.id, "reason": row.reason[:300]} for row in self.bad[:_SHOWN_BAD]],
+            "bad": [{"row": row.id, "reason": summary_of(row.reason, most=300)} for row in self.bad[:_SHOWN_BAD]],
             "bad_rows": len(self.bad),
         }
         method: dict[str, Json] = {"split": "hash of the encoded row", "copies": "count once"}
-        return Evidence("data", Verdict.PASSED, subjects, "; ".join(said), measured, method)
+        return Evidence("data", Verdict.PASSED, subjects, summary_of("; ".join(said)), measured, method)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -182,6 +248,33 @@ class GivenRows:
                 self.bad.append(BadRow(name, str(exc)))
             progress.advance()
         return known
+
+    def _labels(self, names: Sequence[str], output: str | None, kind: Kind | None) -> RowLabels | None:
+        """Tell what the labels are, and count rows without a good one as bad."""
+        if self._file.labels is None:
+            if kind is not None:
+                raise InvalidInput(f"`--label-kind` says what labels are, and {self.source} has none.")
+            return None
+        found = row_labels(
+            self._file.labels, self._probe_answers, self._interface.outputs, names=names, wanted=output, kind=kind
+        )
+        for index, reason in found.bad.items():
+            if self._known[index] is not None:
+                self._known[index] = None
+                self.bad.append(BadRow(self._file.ids[index], reason))
+        self._file.require_usable(self.bad, of=len(self._file))
+        return found
+
+    @cached_property
+    def _probe_answers(self) -> Tensors:
+        """What the reference answers to the first row that it answers at all; first axis rows."""
+        last: LightshipError | None = None
+        for index in [index for index, known in enumerate(self._known) if known is not None][:_PROBED]:
+            try:
+                return self.as_rows(self._reference.run(self._file.stacked([index])))
+            except LightshipError as exc:
+                last = exc
+        raise InvalidData(f"The reference answers none of the first rows of {self.source}. {last}") from last
 
     def _answered(self, indices: Sequence[int]) -> list[int]:
         """Return those of the rows that the reference answers."""
@@ -206,12 +299,13 @@ class GivenRows:
                     yield from self._answers([index])
                 return
             why = str(exc).partition(". ")[0]
+            self._silent.add(batch[0])
             self.bad.append(BadRow(self._file.ids[batch[0]], f"the reference cannot answer it: {why}"))
 
     def _require_numbers(self, answers: Tensors) -> None:
-        """Refuse answers that nothing can be compared with: NaN, and in scores that labels judge infinity."""
+        """Refuse answers that nothing can be compared with: NaN, and where labels judge infinity."""
         for name, array in answers.items():
-            if array.dtype.kind == "f" and (~np.isfinite(array) if self.labeled else np.isnan(array)).any():
+            if array.dtype.kind == "f" and (~np.isfinite(array) if self.labels else np.isnan(array)).any():
                 raise InvalidInput(f"{name!r} is no number. There is nothing to compare a variant with")
 
     def _batches(self, indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -234,41 +328,6 @@ class GivenRows:
         """Return as many rows as go into memory at once."""
         row_bytes = sum(array.nbytes for array in self._file.row(indices[0]).values())
         return indices[: max(_LEAST_SELECTION, _SELECTION_BYTES // max(1, row_bytes))]
-
-
-def pick_output(
-    outputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], *, labels: np.ndarray | None, wanted: str | None
-) -> str:
-    """Return the output that holds class scores, or of rows without labels the answer, an embedding or whatever it is.
-
-    Args:
-        outputs: what the reference answers to some rows, first axis rows.
-        specs: all outputs.
-        labels: classes, or None.
-        wanted: its name, if a person said so.
-
-    Raises:
-        InvalidInput: there is no such output, or none or several could hold the scores.
-    """
-    if wanted is not None and wanted not in outputs:
-        raise InvalidInput(f"The model has no output {wanted!r}. Its outputs: {', '.join(map(repr, outputs))}.")
-    floats = [spec.name for spec in specs if outputs[spec.name].dtype.kind == "f"]
-    if labels is None:
-        flat = [name for name in floats if outputs[name].ndim == 2]
-        return wanted or next(iter([*flat, *floats, *(spec.name for spec in specs)]))
-    classes = int(labels.max()) + 1
-    fitting = [name for name in floats if outputs[name].ndim == 2 and outputs[name].shape[1] >= max(2, classes)]
-    fitting = [name for name in fitting if wanted in (None, name)]
-    named = [name for name in _SCORES if name in fitting]
-    if len(fitting) == 1 or named:
-        return (named or fitting)[0]
-    said = ", ".join(f"{name!r} {outputs[name].dtype} {['batch', *outputs[name].shape[1:]]}" for name in outputs)
-    place = f"the output {wanted!r}" if wanted else "one output"
-    raise InvalidInput(
-        f"Labels go up to class {classes - 1}, so {place} of the model must hold float scores of at least "
-        f"{max(2, classes)} classes, [batch, classes]. Its outputs: {said}. "
-        + ("Say which one: `--output NAME`." if len(fitting) > 1 else "Leave the labels out, to compare answers only.")
-    )
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,19 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import ROUND_UP, Context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lightship.bundle.arrays import npy_from_array
 from lightship.bundle.build import build_bundle
-from lightship.bundle.manifest import REFERENCE, Expected, Golden, Manifest, TaskRef, Variant
-from lightship.bundle.release import Release, sign_release
-from lightship.bundle.signing import PrivateKey, TrustStore
-from lightship.bundle.statement import TASK_SUBJECT, Evidence, sign_evidence
+from lightship.bundle.manifest import REFERENCE, Golden, Manifest, TaskRef, Variant
+from lightship.bundle.statement import TASK_SUBJECT
 from lightship.bundle.store import BlobStore
 from lightship.data.files import sha256_hex
 from lightship.data.home import Home
@@ -29,22 +24,22 @@ from lightship.engine.machine import fingerprint
 from lightship.errors import InvalidInput
 from lightship.imports.evidence import evidence_of
 from lightship.imports.model_file import SourceGraph, read_bytes, read_graph
+from lightship.imports.row_numbers import with_row_numbers
 from lightship.imports.trial import Found
 from lightship.imports.trial_process import try_apart
 from lightship.imports.tried_graph import Bounds
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
-from lightship.registry.database import open_database
+from lightship.pipeline.golden_answers import recorded
+from lightship.pipeline.signed_release import SignedRelease
 from lightship.registry.names import check_name
-from lightship.registry.records import EvidenceRow, Registered
-from lightship.registry.user import current_user
-from lightship.tasks.golden_texts import packed_texts
+from lightship.registry.records import EvidenceRow
 from lightship.tasks.npz import MAX_NPZ_BYTES, read_npz, write_npz
 from lightship.tasks.tensors import TensorRows
 from lightship.types import Interface, Json, Progress, Silent, Verdict
 from lightship.validate.gate import apply_policy, policy_named, require
 from lightship.version import __version__
 
-__all__ = ["Imported", "decimal_text", "import_model"]
+__all__ = ["Imported", "import_model"]
 
 STRUCTURAL = "structural"
 
@@ -116,7 +111,7 @@ def import_model(
     where.ensure()
     cache = StageCache(where.cache / "imports" / name)
     with cache.locked():
-        found = _tried(cache, source, given, bounds, progress)
+        found = with_row_numbers(_tried(cache, source, given, bounds, progress), source.graph)
     progress.start("Build and sign the bundle")
     imported = _release(where, name, source, found, accept_unproven=accept_unproven)
     progress.done(f"{imported.name}:{imported.version}")
@@ -198,47 +193,23 @@ def _load(folder: Path) -> Found:
 
 
 def _release(home: Home, name: str, source: SourceGraph, found: Found, *, accept_unproven: bool) -> Imported:
-    store, key = BlobStore(home.store), PrivateKey.load_or_create(home.keys)
-    signer = TrustStore(home.trust).add_local(key)
     task = TensorRows(found.interface.inputs, found.interface.outputs)
     reference = TaskRef(task.name, task.codec_version, task.config())
     subjects = {REFERENCE: sha256_hex(source.graph), TASK_SUBJECT: reference.digest}
     evidence = evidence_of(found, audit=source.audit, facts=source.facts, subjects=subjects)
     policy = policy_named(STRUCTURAL)
     require(apply_policy(policy, evidence), what=name)
-    manifest = _bundle(store, source, found, reference)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = [_signed(store, item, key=key, created=created) for item in evidence]
-
-    def record(version: int) -> str:
-        made = Release(
-            name=name,
-            version=version,
-            bundle=manifest.digest,
-            evidence=tuple((row.check, row.digest) for row in rows),
-            policy=policy.to_json(),
-            created=created,
-            status=STRUCTURAL,
-        )
-        return store.put(sign_release(made, key=key))
-
-    with open_database(home) as registry:
-        registered = registry.add_version(
-            name,
-            bundle=manifest.digest,
-            release=record,
-            who=current_user(),
-            evidence=rows,
-            why=f"imported from {source.format}",
-            note="structural: quality was not judged",
-            unproven=True,
-            accept_unproven=accept_unproven,
-        )
-        version = registry.find(f"{name}:{registered.version}")
-    return _imported(registered, version.evidence, f"{signer.name}  {signer.key_id}", found)
-
-
-def _imported(registered: Registered, evidence: tuple[EvidenceRow, ...], signer: str, found: Found) -> Imported:
+    release = SignedRelease(home, name)
+    manifest = _bundle(release.store, source, found, reference)
+    registered, listed = release.register(
+        manifest,
+        release.sign(evidence),
+        policy,
+        status=STRUCTURAL,
+        why=f"imported from {source.format}",
+        note="structural: quality was not judged",
+        accept_unproven=accept_unproven,
+    )
     return Imported(
         name=registered.name,
         version=registered.version,
@@ -246,36 +217,28 @@ def _imported(registered: Registered, evidence: tuple[EvidenceRow, ...], signer:
         alias=registered.alias,
         bundle=registered.bundle,
         release=registered.release,
-        signer=signer,
+        signer=release.signer,
         interface=found.interface,
-        evidence=evidence,
+        evidence=listed,
         words=found.words,
     )
-
-
-def _signed(store: BlobStore, evidence: Evidence, *, key: PrivateKey, created: str) -> EvidenceRow:
-    digest = store.put(sign_evidence(evidence, key=key, created=created, machine=fingerprint()))
-    return EvidenceRow(evidence.check, evidence.verdict, evidence.summary, digest)
 
 
 def _bundle(store: BlobStore, source: SourceGraph, found: Found, task: TaskRef) -> Manifest:
     graph_path = f"variants/{REFERENCE}/model.onnx"
     contents: dict[str, bytes] = {graph_path: source.graph}
-    inputs, outputs = [], {}
+    inputs = []
     for index, row in enumerate(found.rows):
         inputs.append(f"golden/inputs/{index:03}.npz")
         contents[inputs[-1]] = write_npz(row)
-    for index, (name, answers) in enumerate(sorted(found.expected.items())):
-        # By number: an output may have any name, a path may not.
-        outputs[name] = f"golden/{REFERENCE}/{index:03}.npy"
-        contents[outputs[name]] = npy_from_array(packed_texts(answers) if answers.dtype == object else answers)
+    expected = recorded(REFERENCE, found.expected, found.tolerance, contents=contents)
     return build_bundle(
         store,
         task=task,
         interface=found.interface,
         variants=[Variant(REFERENCE, "onnxruntime", graph_path, "as-imported")],
         default=REFERENCE,
-        golden=Golden(tuple(inputs), {REFERENCE: Expected(outputs, decimal_text(found.tolerance))}),
+        golden=Golden(tuple(inputs), {REFERENCE: expected}),
         lineage=_lineage(source),
         contents=contents,
     )
@@ -288,11 +251,3 @@ def _lineage(source: SourceGraph) -> dict[str, Json]:
         "lightship": __version__,
         "libraries": library_versions("onnx", "onnxruntime", "numpy"),
     }
-
-
-def decimal_text(value: float) -> str:
-    """Return ``value`` rounded up to two digits, as the bundle format writes decimals."""
-    if value == 0:
-        return "0"
-    digits, _, exponent = f"{Context(prec=2, rounding=ROUND_UP).create_decimal_from_float(value):.1e}".partition("e")
-    return f"{digits}e{int(exponent)}"

@@ -8,32 +8,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightship.bundle.manifest import REFERENCE, TaskRef
-from lightship.bundle.statement import TASK_SUBJECT, Evidence
+from lightship.bundle.statement import TASK_SUBJECT, Evidence, summary_of
 from lightship.data.files import sha256_hex
 from lightship.errors import InvalidInput, LightshipError, Refused
 from lightship.optimize.answers import scores_of
 from lightship.optimize.candidate import Candidate as Variant
 from lightship.optimize.candidate import Rows
-from lightship.pipeline.analysis import Analysis, near_duplicates
+from lightship.pipeline.analysis import Analysis, PreparedRows, near_duplicates
 from lightship.pipeline.bench import Bench
+from lightship.pipeline.search_evidence import search_evidence
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
 from lightship.pipeline.stages.train import Trained, require_torch
-from lightship.types import Json, Verdict
+from lightship.tasks.image_classification import PIXEL_MAX
+from lightship.types import Json, ValueRange, Verdict
 from lightship.validate.checks.accuracy import check_accuracy
 from lightship.validate.checks.data import check_data
 from lightship.validate.checks.golden import check_golden
 from lightship.validate.checks.overfitting import check_overfitting
 from lightship.validate.checks.parity import check_parity, parity_tolerance
 from lightship.validate.checks.shapes import check_shapes, proven_batch
+from lightship.validate.checks.values import Seen, proven_values
 from lightship.validate.gate import Policy, policy_named
 from lightship.validate.judge import Candidate, Judgement, judge
 from lightship.validate.logits import labels_of
 from lightship.validate.looks import Speed, look_at_scores, require_finite_reference
 
 __all__ = ["Judged", "Look", "task_ref"]
-
-_MOST_WORDS = 500
 
 
 def task_ref(prepared: Prepared) -> TaskRef:
@@ -79,13 +80,9 @@ class Look:
         base = Variant(REFERENCE, graph=trained.reference)
         self._reference = Judged(base, self._run(base), {**task, **reference})
         self._analysis = Analysis(
-            prepared,
-            base,
-            self._reference.logits,
-            alpha=1 - self._gate.confidence,
-            margin=self._gate.margin,
-            tolerance=self.tolerance,
+            PreparedRows(prepared), base, alpha=1 - self._gate.confidence, margin=self._gate.margin
         )
+        self._analysis.note("gate", base, self._reference.logits)
         self._candidates = [
             Judged(each, self._run(each), {**task, **reference, each.name: sha256_hex(each.graph)})
             for each in optimized.proposed
@@ -126,7 +123,7 @@ class Look:
         return Candidate(judged.name, self._look(judged, Speed(self._speed_asked, speed.timing, setup)))
 
     def _look(self, judged: Judged, speed: Speed) -> Callable[[float], Sequence[Evidence]]:
-        self._analysis.note(judged.variant, judged.logits)
+        self._analysis.note("gate", judged.variant, judged.logits)
         look = look_at_scores(
             judged.name,
             self._truth,
@@ -152,14 +149,13 @@ class Look:
         """Return the evidence that compares the chosen variant with the reference."""
         return next((o.evidence for o in judgement.outcomes if o.name == chosen.name), ())
 
-    def policy(self, chosen: Judged) -> Policy:
+    def policy(self, judgement: Judgement, chosen: Judged) -> Policy:
         """Return what the chosen variant must show."""
-        candidates_share = 1 if self._optimized.must_pass else 3
         policy = policy_named(
             "standard",
             min_accuracy=self._gate.min_accuracy,
             margin=self._gate.margin,
-            alpha=(1 - self._gate.confidence) / candidates_share,
+            alpha=judgement.alpha,
             confidence=self._gate.confidence,
             speed_asked=self._speed_asked,
             overfitting_required=self._gate.overfitting == "require",
@@ -203,7 +199,7 @@ class Look:
         layer = self._analysis.divergence(self._reference.variant, threshold=1e-3, optimization="none")
         if layer is None:
             return replace(found, measured={**found.measured, "divergence": None})
-        words = f"{found.summary[:500]}; the engine rewrites the graph: {layer['words']}"
+        words = summary_of(f"{summary_of(found.summary, most=500)}; the engine rewrites the graph: {layer['words']}")
         return replace(found, summary=words, measured={**found.measured, "divergence": layer})
 
     def golden(self) -> Evidence:
@@ -233,24 +229,29 @@ class Look:
     def values(self, chosen: Judged, shapes: Evidence) -> Evidence:
         """What NaN, infinities and extremes do, in batches as large as are proven."""
         batch = proven_batch(shapes)[1] if shapes.verdict is Verdict.PASSED else 1
-        return self._analysis.values(chosen.variant, batch=batch, subjects=chosen.subjects)
+        return self._analysis.values(chosen.variant, tolerance=self.tolerance, batch=batch, subjects=chosen.subjects)
+
+    def proven_values(self, values: Evidence) -> dict[str, ValueRange]:
+        """Return the values that a server may run: all that an image can have, at least."""
+        task, seen = self._prepared.task, Seen()
+        for shade in (0, PIXEL_MAX):
+            seen.add(task.encode(np.full((task.height, task.width, task.channels), shade, np.uint8)))
+        seen.add({"image": self._images})
+        return proven_values(values, seen)
 
     def analysis(self, chosen: Judged) -> Sequence[Evidence]:
         """What the chosen variant gets wrong: its worst slices, its calibration, its errors."""
-        found = self._analysis
-        return tuple(
-            check(chosen.variant, subjects=chosen.subjects) for check in (found.slices, found.calibration, found.errors)
-        )
+        return self._analysis.of(chosen.variant, subjects=chosen.subjects)
 
-    def search(self, chosen: Judged) -> Evidence:
+    def search(self, judgement: Judgement, chosen: Judged) -> Evidence:
         """What was tried, how fast each variant is against the reference, and why each other one lost."""
         found, optimize = self._optimized, self._bench.recipe.optimize
-        return Evidence(
-            check="search",
-            verdict=Verdict.PASSED,
+        return search_evidence(
+            found.candidates,
+            judgement.outcomes,
+            chosen=chosen.name,
             subjects=chosen.subjects,
-            summary=_search_summary(found.candidates),
-            measured=found.found,
+            found=found.found,
             method={
                 "rows": "selection",
                 "pairs": optimize.pairs,
@@ -271,10 +272,3 @@ class Look:
             subjects=self._reference.subjects,
             confidence=self._gate.confidence,
         )
-
-
-def _search_summary(candidates: Sequence[Variant]) -> str:
-    """Say what came out; why each other lost stands in what was measured."""
-    proposed = [each for each in candidates if not each.dropped]
-    closest = next((f". {each.name}: {each.dropped}" for each in candidates if each.dropped), "")
-    return f"{len(candidates)} variants tried, {len(proposed)} proposed to the gate{closest}"[:_MOST_WORDS]

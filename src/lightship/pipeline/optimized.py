@@ -17,26 +17,30 @@ import numpy as np
 
 from lightship.bundle.arrays import array_from_npy
 from lightship.bundle.manifest import REFERENCE, Manifest
-from lightship.bundle.statement import Evidence
+from lightship.bundle.statement import Evidence, summary_of
 from lightship.data.files import canonical_json, sha256_hex, write_atomic
 from lightship.data.home import Home
+from lightship.data.parts import PARTS
 from lightship.engine.difference import require_golden
 from lightship.engine.machine import fingerprint, usable_cores
 from lightship.engine.runner import Runner
 from lightship.engine.tuning import Tuned, tuning_path, write_tuned
 from lightship.errors import BundleRefused, InvalidInput
 from lightship.extensions import extension_names
-from lightship.optimize.answers import count_correct
 from lightship.optimize.candidate import Candidate, Rows
 from lightship.optimize.objective import Objective
 from lightship.optimize.plan import Plan, default_plans, known_plans
 from lightship.optimize.search import SearchResult, SearchSettings, search
+from lightship.pipeline.analysis import Analysis
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
-from lightship.pipeline.given_rows import GivenRows, pick_output
+from lightship.pipeline.given_rows import GivenRows
+from lightship.pipeline.golden_answers import answers_to
+from lightship.pipeline.labeled_answers import MARGINS, GivenClasses, require_fitting
 from lightship.pipeline.optimized_release import Passed, release_variant
 from lightship.pipeline.release_report import write_optimized_report
-from lightship.pipeline.variant_golden import answers_to
-from lightship.pipeline.variant_look import Subject, VariantLook
+from lightship.pipeline.row_labels import output_of
+from lightship.pipeline.search_evidence import search_evidence
+from lightship.pipeline.variant_look import GateRows, Subject, VariantLook
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow
 from lightship.registry.releases import VerifiedRelease, read_release
@@ -44,21 +48,22 @@ from lightship.tasks.registry import load_task
 from lightship.tasks.row_files import LABEL, read_rows
 from lightship.tasks.task import Task
 from lightship.tasks.tensors import BATCH
-from lightship.types import Json, Progress, Silent, Verdict
-from lightship.validate.checks.accuracy import check_accuracy
+from lightship.types import Json, Progress, Silent, ValueRange, Verdict
+from lightship.validate.checks.values import Seen, proven_values
 from lightship.validate.fidelity import FidelityBudget
 from lightship.validate.gate import Policy, apply_policy, policy_named, require
 from lightship.validate.judge import Candidate as Judged
 from lightship.validate.judge import Judgement, Outcome, judge
-from lightship.validate.logits import labels_of
-from lightship.validate.statistics import wilson
+from lightship.validate.meters import KINDS, Kind
 
 __all__ = ["OptimizedRelease", "optimize_bundle"]
 
 ALPHA = 0.05
-DEFAULT_MARGIN = 0.01
+_SEARCHED_BY = FidelityBudget(min_cosine=0.9)
+"""What is so far from the reference on selection rows with numbers or tags is not worth a look at the gate rows."""
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _KEPT_SEARCHES = 4
+_SEEN_ROWS = 64  # read at once to note their values
 _NOT_GIVEN = "No rows were given: how far its answers are from the reference's on real inputs was not measured"
 
 
@@ -128,9 +133,10 @@ class _Asked:
     minutes: float
     budget: FidelityBudget | None
     min_accuracy: float | None
-    margin: float
+    margin: float | None
     plans: tuple[Plan, ...] | None
     label: str
+    label_kind: Kind | None
     output: str | None
     accept_unproven: bool
 
@@ -157,6 +163,7 @@ def optimize_bundle(
     margin: float | None = None,
     passes: Sequence[str] | None = None,
     label: str = LABEL,
+    label_kind: str | None = None,
     output: str | None = None,
     accept_unproven: bool = False,
     home: Home | Path | str | None = None,
@@ -170,11 +177,13 @@ def optimize_bundle(
         objective: ``latency``, ``throughput``, ``size``, ``memory``, or weights such as ``latency=0.7,size=0.3``.
         minutes: of the search. Reading rows and the look at the gate rows come on top.
         budget: what answers must keep of the reference's; default: ``FidelityBudget()`` for rows without labels.
-        min_accuracy: of rows with labels: the lower end of the accuracy must reach it. Then the release is ``passed``.
-        margin: of rows with labels: the accuracy that is too much to lose; default 0.01.
+        min_accuracy: of rows with classes: the lower end of the accuracy must reach it. Then the release is ``passed``.
+        margin: of rows with labels, what is too much to lose: of accuracy (default 0.01), of the share of right tags
+            (0.01), or by how much errors of numbers may grow (0.02).
         passes: names of passes or of whole variants to try, in place of all that are worth it.
         label: the array or column of labels.
-        output: the output that holds class scores, or the answer, where that is not clear.
+        label_kind: ``classes``, ``tags`` or ``numbers``, where dtype and shape do not tell.
+        output: the output that is judged by the labels, or holds the answer, where that is not clear.
         accept_unproven: let it become production if nothing is yet; the history says who accepted it.
         home: where registry and store are; by default what LIGHTSHIP_HOME names.
         progress: hears what is done.
@@ -186,7 +195,9 @@ def optimize_bundle(
         Conflict: another process optimizes the same model in this home.
     """
     where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
-    asked = _asked(objective, minutes, budget, min_accuracy, margin, passes, label, output, data, accept_unproven)
+    asked = _asked(
+        objective, minutes, budget, min_accuracy, margin, passes, label, label_kind, output, data, accept_unproven
+    )
     progress = progress or Silent()
     progress.start("Verify the release")
     parent = _parent(where, reference)
@@ -206,6 +217,7 @@ def _asked(
     margin: float | None,
     passes: Sequence[str] | None,
     label: str,
+    label_kind: str | None,
     output: str | None,
     data: object,
     accept_unproven: bool,
@@ -215,6 +227,9 @@ def _asked(
     for what, value in (("min_accuracy", min_accuracy), ("margin", margin)):
         if value is not None and not 0 < value < 1:
             raise InvalidInput(f"`{what}` must be a share between 0 and 1. Got {value:g}.")
+    kind = next((kind for kind in KINDS if kind == label_kind), None)
+    if label_kind != kind:
+        raise InvalidInput(f"`label_kind` must be one of {', '.join(KINDS)}. Got {label_kind!r}.")
     if data is None and (budget or min_accuracy is not None or margin is not None):
         raise InvalidInput("A budget is judged on rows. Give them with `--data`, or leave the budget out.")
     return _Asked(
@@ -222,9 +237,10 @@ def _asked(
         minutes=minutes,
         budget=budget,
         min_accuracy=min_accuracy,
-        margin=DEFAULT_MARGIN if margin is None else margin,
+        margin=margin,
         plans=None if passes is None else _plans_named(passes),
         label=label,
+        label_kind=kind,
         output=output,
         accept_unproven=accept_unproven,
     )
@@ -274,23 +290,6 @@ def _parent(home: Home, reference: str) -> _Parent:
     return _Parent(release, manifest, task, subject)
 
 
-def _require_fitting_labels(reference: Runner, selection: Rows) -> None:
-    """Refuse labels that the reference is shown to answer worse than one who always says the most frequent class.
-
-    Who has almost nothing right can lose nothing: against such labels any variant would pass.
-    """
-    if selection.labels is None:
-        return
-    right = count_correct(reference, selection)
-    frequent = int(np.bincount(selection.labels).max())
-    if wilson(right, selection.count, 1 - ALPHA).high < frequent / selection.count:
-        raise InvalidInput(
-            f"The labels do not fit the model: its reference answers {right} of {selection.count} rows as they say, "
-            f"and the most frequent class alone has {frequent}. They must be the places of the classes among the "
-            "scores, from 0 on, row by row. Correct them, or leave them out to judge by the reference's own answers."
-        )
-
-
 class _Work:
     """One call at work."""
 
@@ -313,10 +312,12 @@ class _Work:
         reference = subject.runner(threads=self._threads)
         try:
             rows = self._read_rows(reference)
-            selection = self._selection(rows)
-            _require_fitting_labels(reference, selection)
+            selection = self._selection() if rows is None else rows.selection()
+            if rows is not None:
+                require_fitting(rows, alpha=ALPHA)
             found = self._search(rows, selection, folder)
-            looks = self._looks(rows, found, selection.output)
+            gate = None if rows is None else self._gate(rows)
+            looks = self._looks(gate, found)
             if rows is not None and looks:
                 self._gate_looks = self._count_look(rows, found)
             self._progress.start("Judge", len(looks))
@@ -331,8 +332,8 @@ class _Work:
             self._words.append("nothing that was tried is shown to be better than the reference")
         if chosen is None:
             return self._kept(found, judgement)
-        evidence = self._evidence(rows, found, judgement, chosen)
-        passed = self._passed(rows, evidence, chosen, found)
+        evidence = self._evidence(gate, found, judgement, chosen)
+        passed = self._passed(gate, judgement, evidence, chosen, found)
         self._progress.start("Build and sign the bundle")
         registered, listed, signer = release_variant(
             self._home, self._parent.release, passed, accept_unproven=asked.accept_unproven
@@ -369,43 +370,49 @@ class _Work:
             )
             return None
         parent = self._parent
-        file = read_rows(self._data, task=parent.task, interface=parent.subject.interface, label=self._asked.label)
-        rows = GivenRows(file, parent.subject.interface, reference, progress=self._progress)
-        if self._asked.min_accuracy is not None and not rows.labeled:
+        asked, interface = self._asked, parent.subject.interface
+        file = read_rows(self._data, task=parent.task, interface=interface, label=asked.label)
+        if asked.min_accuracy is not None and file.labels is None:
             raise InvalidInput(
-                f"`--min-accuracy` is judged on labels, and {rows.source} has no {self._asked.label!r}. Name the array "
+                f"`--min-accuracy` is judged on labels, and {file.source} has no {asked.label!r}. Name the array "
                 "or column of the labels with `--label`, or leave the budget out."
             )
+        rows = GivenRows(
+            file,
+            interface,
+            reference,
+            names=parent.task.labels,
+            output=asked.output,
+            kind=asked.label_kind,
+            progress=self._progress,
+        )
+        if asked.min_accuracy is not None and rows.labels and rows.labels.kind != "classes":
+            raise InvalidInput(
+                f"`--min-accuracy` is of classes, and {rows.labels.words}. Leave it out; `--margin` says what is too "
+                "much to lose."
+            )
+        if rows.labels:
+            self._words.append(rows.labels.words)
         if not rows.parts.gate:
             raise InvalidInput(f"None of the {rows.parts.given} rows of {rows.source} is left to judge. Give more.")
         if rows.bad:
-            self._words.append(f"{len(rows.bad)} bad rows were skipped: {rows.bad[0].id}: {rows.bad[0].reason}"[:300])
+            first = f"{len(rows.bad)} bad rows were skipped: {rows.bad[0].id}: {rows.bad[0].reason}"
+            self._words.append(summary_of(first, most=300))
         return rows
 
-    def _selection(self, rows: GivenRows | None) -> Rows:
-        """Return what is searched on; without rows the golden inputs, which are only timed."""
+    def _selection(self) -> Rows:
+        """Return what is searched on without rows: the golden inputs, which are only timed."""
         subject = self._parent.subject
-        if rows is not None:
-            probe = rows.selection("")
-            labels = probe.labels
-            return Rows(probe.inputs, labels, self._output(probe), batched=probe.batched)
         first = {name: array.shape for name, array in subject.golden[0].items()}
         alike = [row for row in subject.golden if {name: array.shape for name, array in row.items()} == first]
         inputs = {name: np.stack([row[name] for row in alike]) for name in alike[0]}
-        probe = Rows(inputs, None, "", batched=subject.batched)
-        return Rows(inputs, None, self._output(probe), batched=subject.batched)
-
-    def _output(self, probe: Rows) -> str:
-        subject = self._parent.subject
         runner = subject.runner(threads=1)
         try:
-            row = {name: array[:1].reshape(array.shape[1:]) for name, array in probe.inputs.items()}
-            answers = answers_to(runner, row, batched=probe.batched)
+            answers = answers_to(runner, alike[0], batched=subject.batched)
         finally:
             runner.close()
-        labels = probe.labels
-        wanted = self._asked.output
-        return pick_output(answers, subject.interface.outputs, labels=labels, wanted=wanted)
+        output = output_of(answers, subject.interface.outputs, wanted=self._asked.output)
+        return Rows(inputs, None, output, batched=subject.batched)
 
     def _search(self, rows: GivenRows | None, selection: Rows, folder: Path) -> SearchResult:
         asked, subject = self._asked, self._parent.subject
@@ -419,7 +426,7 @@ class _Work:
             objective=asked.objective,
             minutes=asked.minutes,
             batches=tuple(size for size in _BATCHES if size <= most),
-            budget=None if rows is None or rows.labeled else asked.budget or FidelityBudget(),
+            budget=None if rows is None else self._searched_by(rows),
         )
         work = folder / self._key(rows, plans)
         work.mkdir(parents=True, exist_ok=True)
@@ -434,6 +441,12 @@ class _Work:
             folder=work,
             progress=self._progress,
         )
+
+    def _searched_by(self, rows: GivenRows) -> FidelityBudget | None:
+        """Return what a variant must keep on selection rows; right classes are counted, and speak for themselves."""
+        if rows.labels is None:
+            return self._asked.budget or FidelityBudget()
+        return None if rows.labels.kind == "classes" else _SEARCHED_BY
 
     def _key(self, rows: GivenRows | None, plans: Sequence[Plan]) -> str:
         """Name the folder of the search by everything that decides it: the same call goes on where it was stopped."""
@@ -455,19 +468,20 @@ class _Work:
 
     # -- judging ------------------------------------------------------------------------------------------------
 
-    def _looks(self, rows: GivenRows | None, found: SearchResult, output: str) -> list[VariantLook]:
+    def _gate(self, rows: GivenRows) -> GateRows:
+        labels, asked, parent = rows.labels, self._asked, self._parent
+        margin = asked.margin or MARGINS[labels.kind if labels else "classes"]
+        gate = GateRows(rows, asked.budget, margin, ALPHA)
+        if labels is None or not labels.scored:
+            return gate
+        classes = GivenClasses(rows, parent.task)
+        reference = Candidate(REFERENCE, graph=parent.subject.graph)
+        analysis = Analysis(classes, reference, alpha=ALPHA, margin=margin)
+        return replace(gate, classes=classes, analysis=analysis)
+
+    def _looks(self, gate: GateRows | None, found: SearchResult) -> list[VariantLook]:
         return [
-            VariantLook(
-                self._parent.subject,
-                candidate,
-                rows=rows,
-                output=output,
-                objective=found.objective,
-                budget=self._asked.budget,
-                margin=self._asked.margin,
-                alpha=ALPHA,
-                threads=self._threads,
-            )
+            VariantLook(self._parent.subject, candidate, gate=gate, objective=found.objective, threads=self._threads)
             for candidate in found.proposed
         ]
 
@@ -478,55 +492,74 @@ class _Work:
         return "the reference stays" + "".join(f"; {each.name}: {each.verdict}" for each in judgement.outcomes)
 
     def _evidence(
-        self, rows: GivenRows | None, found: SearchResult, judgement: Judgement, chosen: VariantLook
+        self, gate: GateRows | None, found: SearchResult, judgement: Judgement, chosen: VariantLook
     ) -> tuple[Evidence, ...]:
         subject = self._parent.subject
         about = subject.subjects(chosen.candidate)
-        evidence = [*judgement.evidence, self._searched(found, judgement, about)]
-        if rows is None:
+        searched = search_evidence(
+            found.candidates,
+            judgement.outcomes,
+            found=found.to_json(),
+            method={"objective": dict(found.objective.weights), "minutes": self._asked.minutes},
+            chosen=judgement.chosen,
+            subjects=about,
+        )
+        evidence = [*judgement.evidence, searched]
+        if gate is None:
             evidence.append(Evidence("fidelity", Verdict.UNPROVEN, about, _NOT_GIVEN, {}, {"reason": "no rows"}))
         else:
-            evidence.append(rows.evidence(subjects=subject.subjects(), looks=self._gate_looks))
+            evidence.append(gate.rows.evidence(subjects=subject.subjects(), looks=self._gate_looks))
         evidence.append(self._accuracy(chosen, about))
+        if gate is not None and gate.analysis is not None:
+            evidence += gate.analysis.of(chosen.candidate, subjects=about)
         return tuple(evidence)
 
     def _accuracy(self, chosen: VariantLook, about: Mapping[str, str]) -> Evidence:
-        if chosen.scores is None or chosen.truth is None:
+        if chosen.answers is None:
             why = "No labeled rows: how often the answers are right was not measured"
             return Evidence("accuracy", Verdict.UNPROVEN, about, why, {}, {"reason": "not measured"})
-        names = self._parent.task.labels or tuple(str(number) for number in range(chosen.scores.shape[1]))
-        found = check_accuracy(
-            chosen.truth,
-            labels_of(chosen.scores),
-            labels=names,
-            min_accuracy=self._asked.min_accuracy or 0.0,
-            subjects=about,
+        found = chosen.answers.quality(
+            min_accuracy=self._asked.min_accuracy or 0.0, confidence=1 - ALPHA, subjects=about
         )
-        if self._asked.min_accuracy is not None:
+        if self._asked.min_accuracy is not None or found.verdict is Verdict.UNPROVEN:
             return found
         words = found.summary.partition(";")[0] + "; no lowest one was asked for (--min-accuracy)"
         return replace(found, verdict=Verdict.UNPROVEN, summary=words)
 
-    def _searched(self, found: SearchResult, judgement: Judgement, about: Mapping[str, str]) -> Evidence:
-        lost = [f"{each.name}: {each.dropped}" for each in found.candidates if each.dropped]
-        lost += [f"{each.name}: {each.reason}" for each in judgement.outcomes if each.name != judgement.chosen]
-        summary = f"{len(found.candidates)} variants tried" + (f". {'; '.join(lost)}" if lost else "")
-        method: dict[str, Json] = {"objective": dict(found.objective.weights), "minutes": self._asked.minutes}
-        return Evidence("search", Verdict.PASSED, about, summary[:1000], found.to_json(), method)
+    def _proven_values(self, gate: GateRows | None, evidence: Sequence[Evidence]) -> Mapping[str, ValueRange]:
+        """Return the values that the new version may be asked for: all that a row of any part has, at least."""
+        subject = self._parent.subject
+        odd = next((each for each in evidence if each.check == "values"), None)
+        if gate is None or odd is None:
+            return subject.interface.values
+        seen = Seen()
+        for row in subject.golden:
+            seen.add(row)
+        for part in PARTS:
+            for _, inputs in gate.rows.inputs(part, _SEEN_ROWS):
+                seen.add(inputs)
+        return {**subject.interface.values, **proven_values(odd, seen)}
 
     def _count_look(self, rows: GivenRows, found: SearchResult) -> int:
+        """Count this look: rows are known again by their inputs; a look is new with other graphs, or other labels."""
         judged = [sha256_hex(self._parent.subject.graph), *(sha256_hex(each.graph) for each in found.proposed)]
+        judged.append(rows.fingerprint("gate"))
         with open_database(self._home) as registry:
-            return registry.count_look(rows.fingerprint("gate"), "sha256:" + sha256_hex(" ".join(judged).encode()))
+            return registry.count_look(rows.parts.gate_inputs, "sha256:" + sha256_hex(" ".join(judged).encode()))
 
     def _passed(
-        self, rows: GivenRows | None, evidence: tuple[Evidence, ...], chosen: VariantLook, found: SearchResult
+        self,
+        gate: GateRows | None,
+        judgement: Judgement,
+        evidence: tuple[Evidence, ...],
+        chosen: VariantLook,
+        found: SearchResult,
     ) -> Passed:
         """Return what is released, and under which policy. The gate has the last word, on the evidence alone."""
         asked = self._asked
         accuracy = next(each for each in evidence if each.check == "accuracy")
         proven = asked.min_accuracy is not None and accuracy.verdict is Verdict.PASSED
-        policy = self._policy(rows, speed=chosen.speed.asked, proven=proven)
+        policy = self._policy(gate, alpha=judgement.alpha, speed=chosen.speed.asked, proven=proven)
         require(apply_policy(policy, evidence), what=f"{self._parent.release.resolved.name} ({chosen.candidate.name})")
         if asked.min_accuracy is not None and not proven:
             self._words.append(f"the release is structural: {accuracy.summary}")
@@ -536,26 +569,30 @@ class _Work:
             golden=chosen.golden,
             tolerance=chosen.tolerance,
             batch=chosen.batch,
+            values=self._proven_values(gate, evidence),
             evidence=evidence,
             policy=policy,
             status="passed" if proven else "structural",
-            lineage=self._lineage(rows, chosen.candidate, found),
+            lineage=self._lineage(gate.rows if gate else None, chosen.candidate, found),
         )
 
-    def _policy(self, rows: GivenRows | None, *, speed: bool, proven: bool) -> Policy:
-        asked, share = self._asked, ALPHA / 3
-        if rows is None:
+    def _policy(self, gate: GateRows | None, *, alpha: float, speed: bool, proven: bool) -> Policy:
+        asked = self._asked
+        if gate is None:
             base = policy_named("structural")
             return Policy(base.name, (*base.required, "equivalence"), (*base.reported, "fidelity"))
-        if rows.labeled:
+        labels = gate.rows.labels
+        if labels is not None:
             return policy_named(
                 "labeled",
                 min_accuracy=asked.min_accuracy if proven else None,
-                margin=asked.margin,
-                alpha=share,
+                margin=gate.margin,
+                alpha=alpha,
                 speed_asked=speed,
+                classes=labels.kind == "classes",
+                scores=labels.scored,
             )
-        return policy_named("fidelity", alpha=share, speed_asked=speed, budget=asked.budget)
+        return policy_named("fidelity", alpha=alpha, speed_asked=speed, budget=asked.budget)
 
     def _lineage(self, rows: GivenRows | None, candidate: Candidate, found: SearchResult) -> dict[str, Json]:
         """Return where the variant comes from: no times and no paths, so that the same work gives the same bundle."""

@@ -8,27 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
-from lightship.bundle.arrays import npy_from_array
 from lightship.bundle.build import build_bundle
-from lightship.bundle.manifest import REFERENCE, Expected, Golden, Manifest, Variant
-from lightship.bundle.release import Release, sign_release
-from lightship.bundle.signing import PrivateKey, TrustStore
-from lightship.bundle.statement import TASK_SUBJECT, Evidence, read_evidence, sign_evidence
+from lightship.bundle.manifest import REFERENCE, Golden, Manifest, Variant
+from lightship.bundle.statement import TASK_SUBJECT, Evidence, read_evidence
 from lightship.bundle.store import BlobStore
 from lightship.data.home import Home
-from lightship.engine.machine import fingerprint
 from lightship.optimize.candidate import Candidate
-from lightship.pipeline.imported import decimal_text
-from lightship.pipeline.variant_golden import VariantGolden
-from lightship.registry.database import open_database
+from lightship.pipeline.golden_answers import VariantGolden, recorded
+from lightship.pipeline.signed_release import SignedRelease
 from lightship.registry.records import EvidenceRow, Registered
 from lightship.registry.releases import VerifiedRelease
-from lightship.registry.user import current_user
-from lightship.tasks.golden_texts import packed_texts
 from lightship.tasks.tensors import BATCH
-from lightship.types import Interface, Json
+from lightship.types import Interface, Json, ValueRange
 from lightship.validate.gate import Policy
 
 __all__ = ["Passed", "release_variant"]
@@ -46,6 +38,7 @@ class Passed:
         golden: its answers to the parent's golden inputs.
         tolerance: what these may be off on another machine.
         batch: the largest batch that it was proven for.
+        values: by input, the values that it was proven for.
         evidence: that the decision rests on.
         policy: that was applied.
         status: of the release.
@@ -56,6 +49,7 @@ class Passed:
     golden: VariantGolden
     tolerance: float
     batch: int
+    values: Mapping[str, ValueRange]
     evidence: tuple[Evidence, ...]
     policy: Policy
     status: str
@@ -70,42 +64,22 @@ def release_variant(
     Returns:
         What was registered, the evidence that the release lists, and who signed it.
     """
-    store, key = BlobStore(home.store), PrivateKey.load_or_create(home.keys)
-    trust = TrustStore(home.trust)
-    signer = trust.add_local(key)
-    manifest = _bundle(store, parent, passed)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    rows = [_signed(store, item, key=key, created=created) for item in passed.evidence]
-    rows += _carried(store, trust, parent, manifest, had={row.check for row in rows})
     name, candidate = parent.resolved.name, passed.candidate
-    structural = passed.status != "passed"
-
-    def record(version: int) -> str:
-        made = Release(
-            name=name,
-            version=version,
-            bundle=manifest.digest,
-            evidence=tuple((row.check, row.digest) for row in rows),
-            policy=passed.policy.to_json(),
-            created=created,
-            status=passed.status,
-        )
-        return store.put(sign_release(made, key=key))
-
-    with open_database(home) as registry:
-        registered = registry.add_version(
-            name,
-            bundle=manifest.digest,
-            release=record,
-            who=current_user(),
-            evidence=rows,
-            why=f"optimized from {name}:{parent.resolved.version}",
-            note=f"variant {candidate.name}" + ("; structural: quality was not judged" if structural else ""),
-            unproven=structural,
-            accept_unproven=accept_unproven,
-        )
-        listed = registry.find(f"{name}:{registered.version}").evidence
-    return registered, listed, f"{signer.name}  {signer.key_id}" + ("  (a key of this home)" if signer.local else "")
+    release = SignedRelease(home, name)
+    manifest = _bundle(release.store, parent, passed)
+    rows = release.sign(passed.evidence)
+    rows += _carried(release, parent, manifest, had={row.check for row in rows})
+    unjudged = "" if passed.status == "passed" else "; structural: quality was not judged"
+    registered, listed = release.register(
+        manifest,
+        rows,
+        passed.policy,
+        status=passed.status,
+        why=f"optimized from {name}:{parent.resolved.version}",
+        note=f"variant {candidate.name}{unjudged}",
+        accept_unproven=accept_unproven,
+    )
+    return registered, listed, release.signer
 
 
 def _bundle(store: BlobStore, parent: VerifiedRelease, passed: Passed) -> Manifest:
@@ -121,16 +95,11 @@ def _bundle(store: BlobStore, parent: VerifiedRelease, passed: Passed) -> Manife
         graph = f"variants/{candidate.name}/model.onnx"
         contents[graph] = candidate.graph
     variant = Variant(candidate.name, candidate.engine, graph, candidate.precision, options=candidate.options)
-    outputs = {}
-    for index, (name, answers) in enumerate(sorted(passed.golden.answers.items())):
-        # By number: an output may have any name, a path may not.
-        outputs[name] = f"golden/{candidate.name}/{index:03}.npy"
-        contents[outputs[name]] = npy_from_array(packed_texts(answers) if answers.dtype == object else answers)
-    answered = Expected(outputs, decimal_text(passed.tolerance))
+    answered = recorded(candidate.name, passed.golden.answers, passed.tolerance, contents=contents)
     return build_bundle(
         store,
         task=theirs.task,
-        interface=_interface(theirs.interface, passed.batch),
+        interface=replace(_interface(theirs.interface, passed.batch), values=passed.values),
         variants=[reference, variant],
         default=candidate.name,
         golden=Golden(theirs.golden.inputs, {REFERENCE: expected, candidate.name: answered}),
@@ -147,13 +116,8 @@ def _interface(theirs: Interface, batch: int) -> Interface:
     return replace(theirs, proven={**theirs.proven, BATCH: (low, max(low, min(high, batch)))})
 
 
-def _signed(store: BlobStore, evidence: Evidence, *, key: PrivateKey, created: str) -> EvidenceRow:
-    digest = store.put(sign_evidence(evidence, key=key, created=created, machine=fingerprint()))
-    return EvidenceRow(evidence.check, evidence.verdict, evidence.summary, digest)
-
-
 def _carried(
-    store: BlobStore, trust: TrustStore, parent: VerifiedRelease, manifest: Manifest, *, had: set[str]
+    release: SignedRelease, parent: VerifiedRelease, manifest: Manifest, *, had: set[str]
 ) -> list[EvidenceRow]:
     """Return the parent's evidence that is as true of the new bundle: all that it speaks of is in there."""
     files = {entry.sha256 for entry in manifest.files}
@@ -161,7 +125,7 @@ def _carried(
     for found in parent.verification.evidence:
         if found.check not in _STAYS_TRUE or found.check in had or not found.listed:
             continue
-        subjects = read_evidence(store.get(found.digest), trust=trust).evidence.subjects
+        subjects = read_evidence(release.store.get(found.digest), trust=release.trust).evidence.subjects
         if all(
             digest == manifest.task.digest if name == TASK_SUBJECT else digest in files
             for name, digest in subjects.items()

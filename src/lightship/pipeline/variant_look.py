@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightship.bundle.statement import TASK_SUBJECT, Evidence
+from lightship.bundle.manifest import REFERENCE
+from lightship.bundle.statement import TASK_SUBJECT, Evidence, summary_of
 from lightship.data.files import sha256_hex
 from lightship.engine.difference import largest_difference
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
@@ -21,16 +22,19 @@ from lightship.imports.sizes import Sizes
 from lightship.imports.trial_process import try_sizes_apart
 from lightship.optimize.candidate import Candidate
 from lightship.optimize.objective import Objective
+from lightship.pipeline.analysis import Analysis, divergence, explained
 from lightship.pipeline.given_rows import GivenRows
-from lightship.pipeline.variant_golden import VariantGolden, answers_to, golden_of
+from lightship.pipeline.golden_answers import VariantGolden, answers_to, golden_of
+from lightship.pipeline.labeled_answers import GivenClasses, LabeledAnswers, ScoredClasses, answers_to_labels
+from lightship.pipeline.row_labels import RowLabels
 from lightship.tasks.task import Tensors
 from lightship.tasks.tensors import BATCH, is_batched
 from lightship.types import Interface, Json, Verdict
 from lightship.validate.checks.values import check_values
 from lightship.validate.fidelity import FidelityBudget, FidelityMeter
-from lightship.validate.looks import Speed, look_at_fidelity, look_at_scores, require_finite_reference
+from lightship.validate.looks import Speed, look_at_fidelity
 
-__all__ = ["Subject", "VariantLook", "scores_as_logits"]
+__all__ = ["GateRows", "Subject", "VariantLook"]
 
 _GATE_BATCH = 16
 _DRAWN_ROWS = 24
@@ -75,14 +79,34 @@ class Subject:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class GateRows:
+    """The rows that judge, and by which limits.
+
+    Attributes:
+        rows: in their parts.
+        budget: what answers must keep of the reference's; None asks that of rows without labels only.
+        margin: what is too much to lose, of labeled rows.
+        alpha: of harm, and of the analysis: the whole, no share.
+        classes: the same rows as an analysis takes them, if they have classes and scores.
+        analysis: of all candidates.
+    """
+
+    rows: GivenRows
+    budget: FidelityBudget | None
+    margin: float
+    alpha: float
+    classes: GivenClasses | None = None
+    analysis: Analysis | None = None
+
+
 class VariantLook:
     """The look at one candidate; called by the judge with its share of alpha.
 
     Attributes:
         golden: what it answers to the golden inputs; None until it was looked at, or when it failed before.
         sizes: what it can do; likewise.
-        scores: of labeled rows, its answers to the gate rows; else None.
-        truth: the classes of these rows.
+        answers: to labeled gate rows; likewise, and None without labels.
     """
 
     def __init__(
@@ -90,22 +114,16 @@ class VariantLook:
         subject: Subject,
         candidate: Candidate,
         *,
-        rows: GivenRows | None,
-        output: str,
+        gate: GateRows | None,
         objective: Objective,
-        budget: FidelityBudget | None,
-        margin: float,
-        alpha: float,
         threads: int,
     ) -> None:
         self.candidate = candidate
         self.golden: VariantGolden | None = None
         self.sizes: Sizes | None = None
-        self.scores: np.ndarray | None = None
-        self.truth: np.ndarray | None = None
-        self._subject, self._rows, self._output = subject, rows, output
-        self._objective, self._budget, self._margin, self._alpha = objective, budget, margin, alpha
-        self._threads = threads
+        self.answers: LabeledAnswers | None = None
+        self._subject, self._gate = subject, gate
+        self._objective, self._threads = objective, threads
         self._subjects = subject.subjects(candidate)
 
     def __call__(self, alpha: float) -> Sequence[Evidence]:
@@ -127,7 +145,7 @@ class VariantLook:
         except InvalidData:
             raise  # too many bad rows: that is the fault of the rows
         except LightshipError as exc:
-            main = (self._failed("equivalence" if self._rows is None else "fidelity", f"it failed: {exc}"),)
+            main = (self._failed("equivalence" if self._gate is None else "fidelity", f"it failed: {exc}"),)
             return (*main, *form)
         return (*main, *form, *odd)
 
@@ -151,7 +169,7 @@ class VariantLook:
 
     def _tried_sizes(self, golden: VariantGolden) -> Sizes:
         subject = self._subject
-        rows = list(subject.golden) if self._rows is None else self._rows.some(8) or list(subject.golden)
+        rows = list(subject.golden) if self._gate is None else self._gate.rows.some(8) or list(subject.golden)
         return try_sizes_apart(
             self.candidate.graph,
             engine=self.candidate.engine,
@@ -195,7 +213,7 @@ class VariantLook:
             check="shapes",
             verdict=Verdict.FAILED if problem else Verdict.PASSED,
             subjects=self._subjects,
-            summary=summary[:1000],
+            summary=summary_of(summary),
             measured={
                 "proven": {name: [low, high] for name, (low, high) in ranges.items()},
                 "mixed": sizes.mixed,
@@ -216,8 +234,7 @@ class VariantLook:
         subject = self._subject
         if not subject.batched or self.golden is None:
             return ()
-        rows = subject.golden
-        alike = [row for row in rows if all(row[name].shape == array.shape for name, array in rows[0].items())]
+        alike = _alike(subject.golden)
         variant = self.candidate.runner(threads=1, limited=True)
         reference = subject.runner(threads=1)
         try:
@@ -240,13 +257,25 @@ class VariantLook:
     def _answers(self, alpha: float) -> Sequence[Evidence]:
         runner = self.candidate.runner(threads=self._threads, batched=self._subject.batched, limited=True)
         try:
-            if self._rows is None:
-                return (self._equivalence(runner), *self.speed.evidence(self.candidate.name, subjects=self._subjects))
-            if self._rows.labeled:
-                return self._scores(runner, self._rows, alpha)
-            return self._fidelity(runner, self._rows, alpha)
+            if self._gate is None:
+                speed = self.speed.evidence(self.candidate.name, subjects=self._subjects)
+                return explained((self._equivalence(runner), *speed), self._divergence)
+            if self._gate.rows.labels is not None:
+                return self._labeled(runner, self._gate, self._gate.rows.labels, alpha)
+            return explained(self._fidelity(runner, self._gate, alpha), self._divergence)
         finally:
             runner.close()
+
+    def _divergence(self) -> dict[str, Json] | None:
+        subject = self._subject
+        if self._gate is not None:
+            inputs = self._gate.rows.few()
+        elif subject.batched:
+            alike = _alike(subject.golden)
+            inputs = {name: np.stack([row[name] for row in alike]) for name in alike[0]}
+        else:
+            inputs = {}
+        return divergence(Candidate(REFERENCE, graph=subject.graph), self.candidate, inputs) if inputs else None
 
     def _gate_batch(self) -> int:
         """Return the rows of a batch of gate rows: as it will be served, where that changes the answers."""
@@ -255,50 +284,48 @@ class VariantLook:
             return self.candidate.throughput.batch if self.batch > 1 and self.candidate.throughput else 1
         return min(self.batch, _GATE_BATCH)
 
-    def _fidelity(self, runner: Runner, rows: GivenRows, alpha: float) -> Sequence[Evidence]:
-        meter = FidelityMeter()
-        for _, inputs, expected in rows.gate_batches(self._gate_batch()):
+    def _fidelity(self, runner: Runner, gate: GateRows, alpha: float) -> Sequence[Evidence]:
+        meter, rows = FidelityMeter(), gate.rows
+        for _, inputs, expected in rows.answered("gate", self._gate_batch()):
             meter.add(expected, rows.as_rows(runner.run(inputs)))
         rows.require_usable()
         look = look_at_fidelity(
             self.candidate.name,
             meter,
-            budget=self._budget or FidelityBudget(),
+            budget=gate.budget or FidelityBudget(),
             subjects=self._subjects,
             speed=self.speed,
         )
         return look(alpha)
 
-    def _scores(self, runner: Runner, rows: GivenRows, alpha: float) -> Sequence[Evidence]:
-        meter = FidelityMeter()
-        truth, theirs, ours = [], [], []
-        for labels, inputs, expected in rows.gate_batches(self._gate_batch()):
+    def _labeled(self, runner: Runner, gate: GateRows, labels: RowLabels, alpha: float) -> Sequence[Evidence]:
+        meter, rows, name = FidelityMeter(), gate.rows, self.candidate.name
+        answers = answers_to_labels(labels)
+        for indices, inputs, expected in rows.answered("gate", self._gate_batch()):
             found = rows.as_rows(runner.run(inputs))
-            if self._budget is not None:
+            if gate.budget is not None:
                 meter.add(expected, found)
-            truth.append(labels)
-            theirs.append(expected[self._output])
-            ours.append(found[self._output])
+            answers.add(indices, rows.truth(indices), expected[labels.output], found[labels.output])
         rows.require_usable()
-        self.truth = np.concatenate(truth)
-        reference, self.scores = (scores_as_logits(np.concatenate(parts)) for parts in (theirs, ours))
-        require_finite_reference(reference)
-        look = look_at_scores(
-            self.candidate.name,
-            self.truth,
-            reference,
-            self.scores,
-            labels=[str(number) for number in range(reference.shape[1])],
-            margin=self._margin,
-            harm_alpha=self._alpha,
-            subjects=self._subjects,
-            speed=self.speed,
-        )
-        found_by_labels = look(alpha)
-        if self._budget is None:
-            return found_by_labels
-        faithful = look_at_fidelity(self.candidate.name, meter, budget=self._budget, subjects=self._subjects)
-        return (*found_by_labels, *faithful(alpha))
+        self.answers = answers
+        subjects = self._subjects
+        look = answers.look(name, margin=gate.margin, harm_alpha=gate.alpha, subjects=subjects, speed=self.speed)
+        if isinstance(answers, ScoredClasses) and gate.classes and gate.analysis:
+            self._note(runner, answers, gate.classes, gate.analysis)
+            evidence = gate.analysis.look(self.candidate, look, subjects=subjects)(alpha)
+        else:
+            evidence = explained(look(alpha), self._divergence)
+        if gate.budget is None:
+            return evidence
+        faithful = look_at_fidelity(name, meter, budget=gate.budget, subjects=subjects)
+        return (*evidence, *explained(faithful(alpha), self._divergence))
+
+    def _note(self, runner: Runner, answers: ScoredClasses, classes: GivenClasses, analysis: Analysis) -> None:
+        """Give the analysis what is known: it would run rows in batches, which may change the answers."""
+        reference, variant = answers.logits
+        analysis.note("gate", Candidate(REFERENCE), reference)
+        analysis.note("gate", self.candidate, variant)
+        analysis.note("selection", self.candidate, classes.logits("selection", runner.run, self._gate_batch()))
 
     def _equivalence(self, runner: Runner) -> Evidence:
         """Compare its answers with the reference's on golden and drawn inputs: it must differ by rounding alone."""
@@ -350,17 +377,12 @@ class VariantLook:
         return rows
 
     def _failed(self, check: str, why: str) -> Evidence:
-        return Evidence(check, Verdict.FAILED, self._subjects, why[:1000], {}, {})
+        return Evidence(check, Verdict.FAILED, self._subjects, summary_of(why), {}, {})
 
 
-def scores_as_logits(scores: np.ndarray) -> np.ndarray:
-    """Return class scores as logits: of probabilities (no value below 0, every row sums to 1) their logarithm."""
-    finite = np.isfinite(scores).all(axis=1)
-    rows = scores[finite].astype(np.float64)
-    if not len(rows) or rows.min() < 0 or not np.allclose(rows.sum(axis=1), 1, atol=1e-3):
-        return scores
-    with np.errstate(invalid="ignore"):
-        return np.where(finite[:, None], np.log(np.maximum(scores.astype(np.float64), 1e-30)), scores)
+def _alike(rows: Sequence[Tensors]) -> list[Tensors]:
+    """Return the rows that have the shape of the first."""
+    return [row for row in rows if all(row[name].shape == array.shape for name, array in rows[0].items())]
 
 
 def _rounding(array: np.ndarray) -> float:

@@ -6,7 +6,8 @@
     table.csv       for a model of images: a column of paths, a column ``label``
 
 Whatever lies there was made by others. A row that cannot be used is named with the reason, and a source with more
-than a few of them is refused. Rows are read when they are asked for, so memory does not depend on their number.
+than a few of them is refused. Rows are read when they are asked for, so memory does not depend on their number; how
+many there are, and what they unpack to, is told by headers and held against bounds before anything is read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -29,26 +30,36 @@ from lightship.tasks.task import Task, Tensors
 from lightship.tasks.tensors import is_batched
 from lightship.types import DTYPES, Dim, Interface, TensorSpec
 
-__all__ = ["LABEL", "RowFile", "read_rows"]
+__all__ = ["LABEL", "MOST_GIVEN", "GivenLabels", "RowFile", "few_of", "read_rows"]
 
 LABEL = "label"
 """The array or column that holds labels, unless the caller names another one."""
 
+MOST_GIVEN = 1_000_000
+"""Rows of a source. Each is read once to be hashed, and no more than some ten thousand are used."""
+
 _WHOLE_BYTES = 256 << 20
-"""A ``.npz`` file up to this size is read at once; of a larger one rows are read from the disk, one by one."""
-_GROUP_BYTES = 2 << 30
+"""A ``.npz`` file that unpacks to this much is read at once; of a larger one rows are read one by one."""
+_GROUP_BYTES = 1 << 30
+_PACKED = 100
+_LEAST_REFUSED = 1 << 30
+"""What unpacks to more than this, and to more than ``_PACKED`` times what it takes on the disk, is no data."""
+_HELD_BYTES = 256 << 20
 _MOST_FILES = 200_000
 _FEW, _SHARE = 3, 0.05
 """Bad rows that are skipped: so many, or this share of all."""
 _SHOWN = 3
-_SHOWN_CHARS = 80
+
+
+GivenLabels: TypeAlias = "Sequence[object] | np.ndarray | None"
+"""A label of each row, as it stands in the source; None: there are none."""
 
 
 class _Reader(Protocol):
     """Rows of one source, as they stand there."""
 
     ids: Sequence[str]
-    labels: Sequence[object] | None
+    labels: GivenLabels
     broken: dict[int, str]
     """Rows that were found to be bad while the source was opened, and why."""
 
@@ -62,18 +73,20 @@ class RowFile:
     Attributes:
         source: as it was given.
         ids: a name of each row for people.
-        labels: the class of each row, int64, -1 where the row is bad; None if there are no labels.
-        bad: rows whose labels cannot be used. ``row`` finds the others.
+        labels: of each row as they stand there, None where the row is bad; None if there are no labels.
+        bad: rows that were found to be bad while the source was opened. ``row`` finds the others.
     """
 
-    def __init__(self, source: str, reader: _Reader, interface: Interface, task: Task) -> None:
+    def __init__(self, source: str, reader: _Reader, interface: Interface) -> None:
+        _require_few_enough(len(reader.ids), source)
         self.source = source
         self.ids = reader.ids
         self.bad = dict(reader.broken)
+        self.labels = reader.labels
         self._reader = reader
         self._interface = interface
         self._batched = is_batched(interface.inputs, interface.outputs)
-        self.labels = None if reader.labels is None else self._classes(reader.labels, task.labels)
+        self._held: dict[int, Tensors] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,12 +99,27 @@ class RowFile:
         """
         if index in self.bad:
             raise InvalidData(self.bad[index])
+        if index in self._held:
+            return self._held[index]
         found = self._reader.row(index)
         sizes: dict[str, int] = {}
         return {
             spec.name: _fitting(spec, self._row_shape(spec), found[spec.name], sizes, self._interface)
             for spec in self._interface.inputs
         }
+
+    def hold(self, indices: Sequence[int]) -> None:
+        """Keep rows in memory, as far as they go there; they are read in the order in which they lie.
+
+        Rows are asked for in the order of their hashes, and a table has to unpack a whole group for each.
+        """
+        left = _HELD_BYTES
+        for index in sorted(indices):
+            row = self.row(index)
+            left -= sum(array.nbytes for array in row.values())
+            if left < 0:
+                return
+            self._held[index] = row
 
     def stacked(self, indices: Sequence[int]) -> Tensors:
         """Return rows of one shape with the batch axis in front; of a graph without one, the single row as it is."""
@@ -106,7 +134,7 @@ class RowFile:
         Raises:
             InvalidData: names the first of them.
         """
-        most = max(_FEW, int(_SHARE * of))
+        most = few_of(of)
         if of > len(bad) and len(bad) <= most:
             return
         shown = "; ".join(f"{row.id}: {row.reason}" for row in bad[:_SHOWN])
@@ -118,18 +146,24 @@ class RowFile:
     def _row_shape(self, spec: TensorSpec) -> tuple[Dim, ...]:
         return spec.shape[1:] if self._batched else spec.shape
 
-    def _classes(self, labels: Sequence[object], names: Sequence[str]) -> np.ndarray:
-        """Return classes by number: the place of a label among the task's, or the whole number that it is."""
-        places = {name: place for place, name in enumerate(names)}
-        classes = np.full(len(labels), -1, dtype=np.int64)
-        for index, label in enumerate(labels):
-            if index in self.bad:
-                continue
-            try:
-                classes[index] = _class(label, places)
-            except InvalidData as exc:
-                self.bad[index] = str(exc)
-        return classes
+
+def few_of(rows: int) -> int:
+    """Return how many of so many rows may be bad."""
+    return max(_FEW, int(_SHARE * rows))
+
+
+def _require_few_enough(rows: int, what: str) -> None:
+    if rows > MOST_GIVEN:
+        raise InvalidData(f"{what} has {rows:,} rows; at most {MOST_GIVEN:,} are read. Give a part of them.")
+
+
+def _require_plausible(unpacked: int, on_disk: int, what: str) -> None:
+    """Refuse what a few bytes say that it is."""
+    if unpacked > max(_LEAST_REFUSED, _PACKED * on_disk):
+        raise InvalidData(
+            f"{what} has {on_disk:,} bytes and would unpack to {unpacked:,}; {_PACKED} times as many are allowed. "
+            "Give fewer rows."
+        )
 
 
 def read_rows(
@@ -151,7 +185,7 @@ def read_rows(
     if isinstance(path, Mapping):
         what = "The rows"
         given = {name: array.astype(object) if array.dtype.kind in "SU" else array for name, array in path.items()}
-        return RowFile("arrays", _Arrays(given, interface, label=label, what=what, prefix="row"), interface, task)
+        return RowFile("arrays", _Arrays(given, interface, label=label, what=what, prefix="row"), interface)
     path = Path(path)
     source = str(path)
     if not os.path.lexists(path):
@@ -161,7 +195,7 @@ def read_rows(
             f"The model has an input that is called {label!r}, as the labels are. Name the labels otherwise, with "
             "`--label NAME`."
         )
-    return RowFile(source, _reader(path, task, interface, label), interface, task)
+    return RowFile(source, _reader(path, task, interface, label), interface)
 
 
 def _reader(path: Path, task: Task, interface: Interface, label: str) -> _Reader:
@@ -239,29 +273,6 @@ def _dtype_words(array: np.ndarray) -> str:
     return "texts" if array.dtype.kind in "OSU" else str(array.dtype)
 
 
-def _class(label: object, places: Mapping[str, int]) -> int:
-    if isinstance(label, np.generic):
-        label = label.item()
-    if isinstance(label, bytes):
-        label = label.decode(errors="replace")
-    if label is None:
-        raise InvalidData("the label is empty")
-    if places:
-        text = str(label) if isinstance(label, str | int) and not isinstance(label, bool) else ""
-        if text not in places:
-            known = ", ".join(list(places)[:10]) + (", …" if len(places) > 10 else "")
-            raise InvalidData(f"the label {str(label)[:_SHOWN_CHARS]!r} is no class of the model: {known}")
-        return places[text]
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)  # a table with one empty cell turns whole numbers into floats
-    if not isinstance(label, int) or not 0 <= label < 1 << 31:
-        raise InvalidData(
-            f"the label must be the number of a class, from 0 on: its place among the scores of the model. "
-            f"Got {str(label)[:_SHOWN_CHARS]!r}"
-        )
-    return int(label)
-
-
 def _shown(shape: Sequence[Dim]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
@@ -298,7 +309,7 @@ class _Arrays:
         self._as_slice = False
         count = self._count(interface, what)
         self.broken: dict[int, str] = {}
-        self.labels: Sequence[object] | None = None
+        self.labels: GivenLabels = None
         if label in arrays:
             self.labels = _label_array(arrays[label], count, label, what)
         self.ids: Sequence[str] = _Numbered(prefix, count)
@@ -327,6 +338,7 @@ class _Arrays:
         count = next(iter(counts.values())) or 0
         if not count:
             raise InvalidData(f"{what} holds arrays with 0 rows. Give at least one.")
+        _require_few_enough(count, what)
         return count
 
 
@@ -364,55 +376,66 @@ def _require_names(wanted: set[str], there: set[str], label: str, *, what: str) 
         )
 
 
-def _label_array(array: np.ndarray | _Stored, count: int, label: str, what: str) -> Sequence[object]:
+def _label_array(array: np.ndarray | _Stored, count: int, label: str, what: str) -> np.ndarray:
+    if array.shape[:1] != (count,):
+        raise InvalidData(
+            f"{what}: {label!r} must hold the label of each row, [{count}, ...]. Got {list(array.shape)}."
+        )
     if isinstance(array, _Stored):
-        array = np.array([array[index] for index in range(array.shape[0])])
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.shape != (count,):
-        raise InvalidData(f"{what}: {label!r} must hold one class a row, [{count}]. Got {list(array.shape)}.")
-    if array.dtype.kind == "b":
-        array = array.astype(np.int64)
-    values: list[object] = array.tolist()
-    return values
+        if math.prod(array.shape) * array.dtype.itemsize > _WHOLE_BYTES:
+            raise InvalidData(f"{what}: {label!r} has more than {_WHOLE_BYTES >> 20} MiB. Labels are small.")
+        array = np.array([array[index] for index in range(count)])
+    return array
 
 
 def _npz(path: Path, interface: Interface, *, label: str) -> _Arrays:
     what = f"The file {str(path)!r}"
-    arrays: Mapping[str, np.ndarray | _Stored]
+    return _Arrays(_arrays_in(path, what), interface, label=label, what=what, prefix=path.name)
+
+
+def _arrays_in(path: Path, what: str) -> Mapping[str, np.ndarray | _Stored]:
+    """Return the arrays of a ``.npz`` file: read, or by their places in a large one."""
     try:
-        whole = path.stat().st_size <= _WHOLE_BYTES
-        arrays = read_npz(path.read_bytes(), what=what) if whole else _stored_arrays(path, what)
+        whole = max(path.stat().st_size, _unpacked_bytes(path)) <= _WHOLE_BYTES
+        return read_npz(path.read_bytes(), what=what) if whole else _stored_arrays(path, what)
+    except _BROKEN as exc:
+        raise InvalidData(f"{what} must be a .npz file, as `numpy.savez` writes it. {str(exc)[:200]}.") from exc
     except OSError as exc:
         raise InvalidData(f"{what} cannot be read: {exc.strerror}.") from exc
-    return _Arrays(arrays, interface, label=label, what=what, prefix=path.name)
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """Return what the directory of a zip file says that its members unpack to."""
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
 
 
 def _stored_arrays(path: Path, what: str) -> dict[str, _Stored]:
     """Return the arrays of a large file by their places in it. Their members must stand there as they are."""
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                name = member.filename.removesuffix(".npy")
-                if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-                    raise InvalidData(
-                        f"{what} has more than {_WHOLE_BYTES >> 20} MiB and its array {name[:80]!r} is compressed. "
-                        "Write it with `numpy.savez`, or as a folder of files."
-                    )
-                arrays[name] = _stored(path, archive, member, name, what)
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        SyntaxError,
-        TokenError,
-        MemoryError,
-    ) as exc:
-        raise InvalidData(f"{what} must be a .npz file, as `numpy.savez` writes it. {str(exc)[:200]}.") from exc
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+                raise InvalidData(
+                    f"{what} has more than {_WHOLE_BYTES >> 20} MiB and its array {name[:80]!r} is compressed. "
+                    "Write it with `numpy.savez`, or as a folder of files."
+                )
+            arrays[name] = _stored(path, archive, member, name, what)
     return arrays
+
+
+_BROKEN = (
+    zipfile.BadZipFile,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+)
+"""What a file that is no sound zip of arrays may raise."""
 
 
 def _stored(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, what: str) -> _Stored:
@@ -453,10 +476,14 @@ def _parquet(path: Path, task: Task, interface: Interface, label: str) -> _Reade
     names = {spec.name for spec in interface.inputs}
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        _require_few_enough(file.metadata.num_rows, f"The table {str(path)!r}")
         columns = file.schema_arrow.names
         if task.labels and not (names <= set(columns) and _is_numbers(file.schema_arrow, names)):
             labeled = label in columns
             return _Images(read_source(str(path.resolve()), base=Path.cwd(), label_column=label), task, labeled=labeled)
+        texts = [each.path for each in _columns(file, {*names, label}) if each.physical_type == "BYTE_ARRAY"]
+        if texts:  # a dictionary of one long text is small, and would be large for each row
+            file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
         return _Table(path, file, interface, label)
     except (pyarrow.ArrowException, OSError) as exc:
         raise InvalidData(f"{str(path)!r} is not a readable Parquet file: {str(exc)[:300]}.") from exc
@@ -468,6 +495,16 @@ def _is_numbers(schema: Any, names: set[str]) -> bool:
 
     others = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_string, pyarrow.types.is_struct)
     return not any(is_other(schema.field(name).type) for name in names for is_other in others)
+
+
+def _columns(file: Any, names: set[str]) -> list[Any]:
+    """Return the leaf columns that some of the named ones consist of."""
+    leaves = [file.schema.column(number) for number in range(len(file.schema.names))]
+    return [each for each in leaves if each.path.partition(".")[0] in names or each.path in names]
+
+
+_VALUE_BYTES = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT96": 12}
+"""Of a value in memory, by its physical type; others have 8, of texts where they stand."""
 
 
 class _Table:
@@ -484,12 +521,15 @@ class _Table:
                 f"Missing: {', '.join(map(repr, missing))}. It has {', '.join(map(repr, there[:20])) or 'none'}."
             )
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        for number, group in enumerate(groups):
-            if group.total_byte_size > _GROUP_BYTES:
+        used = {each.path for each in _columns(file, {*self._names, label})}
+        sizes = [_unpacked(group, used) for group in groups]
+        for number, size in enumerate(sizes):
+            if size > _GROUP_BYTES:
                 raise InvalidData(
-                    f"{what}: a row group may have at most {_GROUP_BYTES:,} bytes. Number {number} has "
-                    f"{group.total_byte_size:,}. Write it with smaller ones (`row_group_size`)."
+                    f"{what}: a row group may unpack to {_GROUP_BYTES:,} bytes at most. Number {number} has "
+                    f"{size:,}. Write it with smaller ones (`row_group_size`)."
                 )
+        _require_plausible(sum(sizes), path.stat().st_size, what)
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         count = int(self._starts[-1])
         if not count:
@@ -497,9 +537,11 @@ class _Table:
         self.ids: Sequence[str] = _Numbered(path.name, count)
         self._group, self._held = -1, None
         self.broken: dict[int, str] = {}
-        self.labels: Sequence[object] | None = None
+        self.labels: GivenLabels = None
         if label in there:
-            self.labels = file.read(columns=[label]).column(0).to_pylist()
+            column = file.read(columns=[label]).column(0)
+            _require_short_texts(column, f"{what}: the column {label!r}")
+            self.labels = column.to_pylist()
 
     def row(self, index: int) -> Tensors:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -514,9 +556,12 @@ class _Table:
         import pyarrow
 
         try:
-            return self._file.read_row_group(group, columns=self._names)
+            found = self._file.read_row_group(group, columns=self._names)
         except (pyarrow.ArrowException, OSError) as exc:
             raise InvalidData(f"row group {group} cannot be read: {str(exc)[:200]}") from exc
+        for name in self._names:
+            _require_short_texts(found.column(name), f"the column {name!r} of row group {group}")
+        return found
 
     @staticmethod
     def _cell(cell: Any, name: str) -> np.ndarray:
@@ -524,6 +569,32 @@ class _Table:
             return _cell_array(cell)
         except (InvalidData, ValueError, TypeError) as exc:
             raise InvalidData(f"the column {name!r} {exc}") from exc
+
+
+def _unpacked(group: Any, used: set[str]) -> int:
+    """Return the bytes of a row group in memory: values that are alike take next to nothing in the file."""
+    size = 0
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema in used:
+            size += max(column.total_uncompressed_size, column.num_values * _VALUE_BYTES.get(column.physical_type, 8))
+    return size
+
+
+def _require_short_texts(column: Any, what: str) -> None:
+    """Refuse texts that a dictionary repeats beyond measure."""
+    import pyarrow
+    import pyarrow.compute
+
+    for chunk in column.chunks:
+        values = chunk
+        while hasattr(values, "offsets") and hasattr(values, "flatten"):
+            values = values.flatten()
+        if pyarrow.types.is_dictionary(values.type):
+            lengths = pyarrow.compute.binary_length(values.dictionary).take(values.indices)
+            size = pyarrow.compute.sum(lengths.cast("int64")).as_py() or 0
+            if size > _GROUP_BYTES:
+                raise InvalidData(f"{what} unpacks to {size:,} bytes; {_GROUP_BYTES:,} are allowed")
 
 
 def _cell_array(cell: Any) -> np.ndarray:
@@ -546,6 +617,8 @@ def _cell_array(cell: Any) -> np.ndarray:
     values = cell.values
     if values.null_count:
         raise InvalidData("has an empty value in a list")
+    if pyarrow.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if pyarrow.types.is_string(values.type) or pyarrow.types.is_binary(values.type):
         texts = np.empty(len(values), dtype=object)
         texts[:] = [item.encode() if isinstance(item, str) else item for item in values.to_pylist()]
@@ -596,8 +669,12 @@ class _Files:
         self.broken: dict[int, str] = {}
         ids: list[str] = []
         labels: list[object] = []
-        labeled = 0
+        labeled = unpacked = on_disk = 0
         for entry in entries:
+            _require_few_enough(len(ids), f"The folder {str(folder)!r}")
+            size = _sizes_of(entry)
+            unpacked, on_disk = unpacked + size[0], on_disk + size[1]
+            _require_plausible(unpacked, on_disk, f"The folder {str(folder)!r}")
             for name, at, found, reason in self._rows_of(entry, folder):
                 if reason:
                     self.broken[len(ids)] = reason
@@ -611,7 +688,7 @@ class _Files:
                 f"{labeled} of the {len(ids)} rows in {str(folder)!r} have the array {label!r}. "
                 "Give labels for all of them, or for none."
             )
-        self.labels: Sequence[object] | None = labels if labeled else None
+        self.labels: GivenLabels = labels if labeled else None
 
     def row(self, index: int) -> Tensors:
         path, at = self._places[index]
@@ -638,21 +715,31 @@ class _Files:
         return self._held[1]
 
     def _read(self, path: Path) -> _Arrays:
-        try:
-            if path.stat().st_size > _WHOLE_BYTES:
-                return _npz(path, self._interface, label=self._label)
-            arrays = read_npz(path.read_bytes(), what="it")
-        except OSError as exc:
-            raise InvalidData(f"cannot be read: {exc.strerror}") from exc
+        arrays = _arrays_in(path, "it")
+        read = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        if len(read) == len(arrays):
+            arrays = self._with_rows(read)
+        return _Arrays(arrays, self._interface, label=self._label, what="it", prefix=path.name)
+
+    def _with_rows(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays of one row with an axis of rows, its label too; those of several as they are."""
         batched = is_batched(self._interface.inputs, self._interface.outputs)
         ranks = {spec.name: len(spec.shape) - batched for spec in self._interface.inputs}
-        if batched and all(name in arrays and arrays[name].ndim == rank for name, rank in ranks.items()):
-            # One row, without the axis of rows: every array gets it, a label too.
-            arrays = {name: array[np.newaxis] if name in ranks or not array.ndim else array
-                      for name, array in arrays.items()}  # fmt: skip
-        elif self._label in arrays and not arrays[self._label].ndim:
-            arrays = {**arrays, self._label: arrays[self._label][np.newaxis]}
-        return _Arrays(arrays, self._interface, label=self._label, what="it", prefix=path.name)
+        if all(name in arrays and arrays[name].ndim == rank for name, rank in ranks.items()):
+            if batched:
+                arrays = {name: array[np.newaxis] if name in ranks else array for name, array in arrays.items()}
+            label = arrays.get(self._label)
+            if label is not None and label.shape[:1] != (1,):
+                arrays = {**arrays, self._label: label[np.newaxis]}
+        return arrays
+
+
+def _sizes_of(entry: Path) -> tuple[int, int]:
+    """Return the bytes that a file unpacks to, and those that it has; none of one that is no zip file."""
+    try:
+        return _unpacked_bytes(entry), entry.stat().st_size
+    except (*_BROKEN, OSError):
+        return 0, 0
 
 
 class _Images:
@@ -664,7 +751,7 @@ class _Images:
         self.ids: Sequence[str] = [*dataset.ids, *(name for name, _ in broken)]
         self.broken = {len(dataset.ids) + place: reason for place, (_, reason) in enumerate(broken)}
         labels: list[object] = [*dataset.row_labels, *(None for _ in broken)]
-        self.labels: Sequence[object] | None = labels if labeled else None
+        self.labels: GivenLabels = labels if labeled else None
 
     def row(self, index: int) -> Tensors:
         return self._encode(self._dataset.rows[index].raw)

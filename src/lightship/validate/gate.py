@@ -127,7 +127,8 @@ def policy_named(
     confidence: float = 0.95,
     speed_asked: bool = False,
     overfitting_required: bool = False,
-    class_scores: bool = True,
+    classes: bool = True,
+    scores: bool = True,
     budget: FidelityBudget | None = None,
 ) -> Policy:
     """Return one of the policies that Lightship brings.
@@ -137,8 +138,8 @@ def policy_named(
       and overfitting
       when the recipe wants it.
     - ``labeled``, for a variant of a model that was trained elsewhere, judged on rows with labels: golden, shapes and
-      noninferiority; class_harm and probabilities where the answers are class scores; accuracy where there is a
-      ``min_accuracy``; latency as above.
+      noninferiority; class_harm where they are classes, and with scores probabilities and slice_harm; accuracy where
+      there is a ``min_accuracy``; latency as above.
     - ``fidelity``, for the same without labels: golden, shapes and fidelity; latency as above.
     - ``structural`` requires golden and shapes: for a model without rows. Its releases say so.
 
@@ -147,7 +148,8 @@ def policy_named(
         min_accuracy: see ``Policy``, as are margin, alpha, confidence and budget.
         speed_asked: whether a variant must be faster.
         overfitting_required: whether the gap between training and validation decides.
-        class_scores: whether the answers are scores of classes; numbers have neither classes nor probabilities.
+        classes: whether the labels are classes; numbers and tags are none.
+        scores: whether the answers to those are scores of the classes, not the classes alone.
 
     Raises:
         InvalidInput: another name, or no budget for ``standard``, or no margin for ``labeled``.
@@ -163,12 +165,12 @@ def policy_named(
     if name == "labeled":
         if margin is None:
             raise InvalidInput("The policy 'labeled' needs `margin`: the drop that is too much.")
-        classes = ("probabilities", "class_harm") if class_scores else ()
+        harm = ("class_harm", *(("probabilities", "slice_harm") if scores else ())) if classes else ()
         accuracy = () if min_accuracy is None else ("accuracy",)
-        required = ("golden", "shapes", *accuracy, "noninferiority", *classes, *speed)
-        reported = tuple(
-            check for check in ("audit", "accuracy", "parity", "data", "fidelity", "latency") if check not in required
-        )
+        required = ("golden", "shapes", *accuracy, "noninferiority", *harm, *speed)
+        analysis = _ANALYSIS if classes and scores else ()
+        told = ("audit", "accuracy", "parity", "data", "fidelity", *analysis, "latency")
+        reported = tuple(check for check in told if check not in required)
         return Policy(
             "labeled", required, reported, min_accuracy=min_accuracy, margin=margin, alpha=alpha, confidence=confidence
         )
@@ -214,15 +216,20 @@ def apply_policy(policy: Policy, evidence: Sequence[Evidence]) -> Decision:
     return Decision(_worst([verdict for _, verdict in found]), tuple(reasons), tuple(found))
 
 
-def require(decision: Decision, *, what: str) -> None:
+def require(decision: Decision, *, what: str, found: Mapping[str, Json] | None = None) -> None:
     """Raise unless the gate is open.
+
+    Args:
+        what: was judged.
+        found: what the error tells programs.
 
     Raises:
         GateRefused: with every reason.
     """
     if not decision.released:
         raise GateRefused(
-            f"{what} is not released ({decision.verdict}):\n" + "\n".join(f"- {r}" for r in decision.reasons)
+            f"{what} is not released ({decision.verdict}):\n" + "\n".join(f"- {r}" for r in decision.reasons),
+            found=found,
         )
 
 

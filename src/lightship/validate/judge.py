@@ -1,8 +1,9 @@
 """Which variant is released: candidates in order against the reference, the first that passes, else the reference.
 
-The gate rows are looked at once, by at most three candidates, each at a third of alpha (Bonferroni): so the chance that
-*any* variant is released that should not be stays at alpha. Ordering and narrowing down to three happens before, on the
-selection rows. What a candidate must show is not known here: its look makes the evidence (``validate/looks.py``).
+The gate rows are looked at once, by at most three candidates, which share alpha evenly (Bonferroni): so the chance that
+*any* variant is released that should not be stays at alpha. Who they are, in which order, and so how many, is settled
+before, on the selection rows; given those, the queue is fixed, and a shorter one has larger shares. What a candidate
+must show is not known here: its look makes the evidence (``validate/looks.py``).
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ class Judgement:
 def judge(candidates: Sequence[Candidate], *, alpha: float = 0.05, named: str | None = None) -> Judgement:
     """Choose the variant to release.
 
-    A candidate passes when all evidence about it has passed. A *named* variant is judged alone, at the whole of alpha;
-    it stays chosen when it fails, and the gate refuses it on its evidence. Nothing else is released in its place.
+    A candidate passes when all evidence about it has passed, or is only measured. Each of k candidates has alpha / k,
+    also when the first passes. A *named* variant is judged alone, at the whole of alpha; it stays chosen when it fails,
+    and the gate refuses it on its evidence. Nothing else is released in its place.
 
     Args:
         candidates: in the order of preference, at most three.
@@ -85,7 +87,7 @@ def judge(candidates: Sequence[Candidate], *, alpha: float = 0.05, named: str | 
         InvalidInput: more than three candidates, names that repeat, or a named one that is not there.
     """
     queue = _queue(candidates, named)
-    share = alpha if named is not None else alpha / MAX_CANDIDATES
+    share = alpha / max(len(queue), 1)
     outcomes: list[Outcome] = []
     chosen = REFERENCE
     for candidate in queue:
@@ -120,7 +122,7 @@ def _queue(candidates: Sequence[Candidate], named: str | None) -> Sequence[Candi
 def _outcome(name: str, evidence: tuple[Evidence, ...]) -> Outcome:
     if not evidence:
         return Outcome(name, Verdict.UNPROVEN, "nothing was looked at")
-    lacking = [item for item in evidence if item.verdict is not Verdict.PASSED]
+    lacking = [item for item in evidence if item.verdict not in (Verdict.PASSED, Verdict.MEASURED)]
     if not lacking:
         return Outcome(name, Verdict.PASSED, evidence[0].summary, evidence)
     rank = {check: place for place, check in enumerate(_TELLING)}

@@ -31,6 +31,7 @@ from lightship.validate.paired_losses import PairedNumbers, PairedTags
 
 __all__ = [
     "Speed",
+    "look_at_classes",
     "look_at_fidelity",
     "look_at_losses",
     "look_at_scores",
@@ -121,6 +122,46 @@ def look_at_scores(
             check_probabilities(reference, variant, alpha=alpha, subjects=subjects),
             check_class_harm(truth, one, two, labels=labels, alpha=harm_alpha, margin=class_margin, subjects=subjects),
             *timed,
+        )
+
+    return look
+
+
+def look_at_classes(
+    name: str,
+    truth: np.ndarray,
+    reference: np.ndarray,
+    variant: np.ndarray,
+    *,
+    labels: Sequence[str],
+    margin: float,
+    harm_alpha: float,
+    subjects: Mapping[str, str],
+    speed: Speed | None = None,
+    class_margin: float = 0.05,
+) -> Look:
+    """Return the look at classes that come without scores: accuracy, every class, and speed.
+
+    Args:
+        name: of the candidate.
+        truth: int classes of the gate rows, shape (n,).
+        reference: the classes that it answers, of the same shape.
+        variant: likewise.
+        labels: the classes' names.
+        margin: as of ``look_at_scores``, and so are the others.
+        harm_alpha: see there.
+        subjects: see there.
+        speed: see there.
+        class_margin: see there.
+    """
+
+    def look(alpha: float) -> Sequence[Evidence]:
+        return (
+            check_noninferiority(truth, reference, variant, margin=margin, alpha=alpha, subjects=subjects),
+            check_class_harm(
+                truth, reference, variant, labels=labels, alpha=harm_alpha, margin=class_margin, subjects=subjects
+            ),
+            *(speed or Speed()).evidence(name, subjects=subjects),
         )
 
     return look

@@ -1,30 +1,35 @@
 """How good answers are beside true labels, batch by batch: memory does not grow with the rows.
 
-``metric_for`` chooses by the form of labels and answers: classes, tags (several 0/1 labels a row), or numbers.
+``kind_of`` and ``metric_for`` choose by the form of labels and answers: classes, tags (several 0/1 labels a row), or
+numbers.
 Each meter takes ``add(truth, answers)`` and gives its figures, with intervals, as often as they are asked for.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from lightship.errors import InvalidInput, InvalidTensor
-from lightship.types import Interval, Json, TensorSpec
+from lightship.types import Dim, Interval, Json, TensorSpec
 from lightship.validate.statistics import wilson
 
 __all__ = [
+    "KINDS",
     "ClassMeter",
+    "Kind",
     "Metric",
     "NumberMeter",
     "Reliability",
     "TagMeter",
     "are_probabilities",
     "class_scores",
+    "kind_of",
     "metric_for",
     "tags_of",
 ]
@@ -53,43 +58,114 @@ class Metric(Protocol):
 
 AnyMeter: TypeAlias = "ClassMeter | TagMeter | NumberMeter"
 
+Kind: TypeAlias = Literal["classes", "tags", "numbers"]
+"""What the labels of rows are."""
 
-def metric_for(labels: np.ndarray, output: TensorSpec, *, classes: int | None = None) -> AnyMeter:
-    """Return the meter that fits these labels and this output.
+KINDS: tuple[Kind, ...] = ("classes", "tags", "numbers")
 
-    - int labels (rows,) and an output with classes on its last axis, or with the classes themselves: ``ClassMeter``;
-      with one score a row and labels 0 and 1, the same with two classes
-    - labels 0 and 1 (rows, tags) and an output of that shape: ``TagMeter``
-    - float labels, or whole numbers beside one float a row: ``NumberMeter``
+
+def kind_of(labels: np.ndarray, output: TensorSpec, *, wanted: Kind | None = None) -> Kind | None:
+    """Return what labels are beside the answers of an output, by dtypes and shapes; ``None`` if they do not fit.
+
+    - one whole number a row, beside scores of classes or beside the classes themselves: ``classes``; so are 0 and 1
+      beside one score a row
+    - 0 and 1 for each of several values of the answer: ``tags``
+    - a number for each value of the answer: ``numbers``
+
+    Args:
+        labels: numbers of all rows or of some, first axis rows.
+        output: of the graph, first dimension rows.
+        wanted: what a person says that they are; it decides between what is possible.
+
+    Raises:
+        InvalidInput: every row has a single 1 among its tags: these may be classes as well.
+    """
+    fitting = [kind for kind, fits in _FITS.items() if fits(labels, output)]
+    if wanted is not None:
+        return wanted if wanted in fitting else None
+    if labels.ndim > 1 and "classes" in fitting:
+        raise InvalidInput(
+            "Every label has a single 1 and else 0. That may be a class of each row, or tags of which each row happens "
+            "to have one. Say which: `--label-kind classes` or `--label-kind tags`."
+        )
+    if "numbers" in fitting and "classes" in fitting and not _is_binary(labels):
+        return "numbers"  # one value a row that is no truth value
+    return fitting[0] if fitting else None
+
+
+def _is_binary(labels: np.ndarray) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all())
+
+
+def _fit_classes(labels: np.ndarray, output: TensorSpec) -> bool:
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        one_of_them = _is_binary(labels) and bool((labels.sum(axis=1) == 1).all())
+        return one_of_them and _is_float(output) and _sizes(output) == labels.shape[1:]
+    if labels.ndim != 1 or not bool((labels == np.floor(labels)).all()) or bool((labels < 0).any()):
+        return False
+    if _is_single(output):
+        return _is_binary(labels) if _is_float(output) else output.dtype != "BYTES"
+    return _is_float(output) and len(output.shape) == 2
+
+
+def _fit_tags(labels: np.ndarray, output: TensorSpec) -> bool:
+    several = labels.ndim == 2 and labels.shape[1] > 1
+    return several and _is_binary(labels) and _is_float(output) and _sizes(output) == labels.shape[1:]
+
+
+def _fit_numbers(labels: np.ndarray, output: TensorSpec) -> bool:
+    alike = (labels.ndim == 1 and _is_single(output)) or labels.shape[1:] == _sizes(output)
+    return _is_float(output) and alike
+
+
+_FITS: dict[Kind, Callable[[np.ndarray, TensorSpec], bool]] = {
+    "classes": _fit_classes,
+    "tags": _fit_tags,
+    "numbers": _fit_numbers,
+}
+
+
+def _is_float(output: TensorSpec) -> bool:
+    return output.dtype.startswith("FP")
+
+
+def _sizes(output: TensorSpec) -> tuple[Dim, ...]:
+    return tuple(output.shape[1:])
+
+
+def _is_single(output: TensorSpec) -> bool:
+    """Whether it has one value a row."""
+    return all(size == 1 for size in output.shape[1:])
+
+
+def metric_for(
+    labels: np.ndarray, output: TensorSpec, *, classes: int | None = None, wanted: Kind | None = None
+) -> AnyMeter:
+    """Return the meter that fits these labels and this output; see ``kind_of``.
 
     Args:
         labels: of all rows or of the first ones; they decide the kind.
         output: of the graph, first dimension rows.
         classes: how many there are, where the output does not say.
+        wanted: see ``kind_of``.
 
     Raises:
         InvalidInput: labels and output that do not go together.
     """
-    width = math.prod(each if isinstance(each, int) else 0 for each in output.shape[1:])
-    floats = output.dtype.startswith("FP")
-    alone = len(output.shape) == 1 or width == 1
-    whole = labels.dtype.kind in "iub"
-    binary = whole and bool(((labels == 0) | (labels == 1)).all())
-    if labels.dtype.kind == "f" and floats and (labels.ndim <= 1 or labels.ndim == len(output.shape)):
+    kind = kind_of(labels, output, wanted=wanted)
+    if kind == "numbers":
         return NumberMeter()
-    if whole and labels.ndim == 2 and labels.shape[1] > 1 and binary and floats and len(output.shape) == 2:
+    if kind == "tags":
         return TagMeter()
-    if whole and labels.ndim == 1:
-        if not floats:
-            return ClassMeter(classes or int(labels.max(initial=0)) + 1)
-        if alone:
-            return ClassMeter(2) if binary else NumberMeter()
-        if len(output.shape) == 2:
-            return ClassMeter(classes or width or int(labels.max(initial=0)) + 1)
+    if kind == "classes":
+        width = output.shape[1] if len(output.shape) == 2 else None
+        scores = 2 if _is_single(output) else width if isinstance(width, int) else None
+        given = int(labels.max(initial=0)) + 1
+        return ClassMeter(classes or (scores if _is_float(output) else None) or given)
     raise InvalidInput(
         f"Labels {labels.dtype} {list(labels.shape)} do not go with output {output.name!r}, {output.dtype} "
         f"{list(output.shape)}. A classifier takes one whole number a row, tags a 0 or 1 for each value of the answer, "
-        "and numbers a float for each."
+        "and numbers one for each."
     )
 
 
@@ -285,9 +361,13 @@ class TagMeter:
         self._exact += int((share == 0).sum())
         self._wrong.add(share)
 
+    def wrong(self, *, confidence: float = 0.95) -> Interval | None:
+        """Return the mean share of a row's tags that is wrong (Hamming loss); Student's t."""
+        return self._wrong.interval(confidence, low=0.0, high=1.0)
+
     def to_json(self, *, confidence: float = 0.95) -> dict[str, Json]:
         """Return all figures with their intervals."""
-        wrong = self._wrong.interval(confidence, low=0.0, high=1.0)
+        wrong = self.wrong(confidence=confidence)
         return {
             "kind": "tags",
             "rows": self.rows,

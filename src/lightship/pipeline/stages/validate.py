@@ -25,7 +25,7 @@ from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
 from lightship.pipeline.stages.train import Trained
 from lightship.registry.database import open_database
-from lightship.types import Json, Verdict
+from lightship.types import Json, ValueRange, Verdict
 from lightship.validate.checks.shapes import proven_batch
 from lightship.validate.gate import Decision, apply_policy
 from lightship.validate.judge import Outcome
@@ -49,6 +49,7 @@ class Validated:
         evidence: about the chosen variant, the reference and the rows.
         outcomes: what became of each candidate.
         proven_batch: smallest and largest batch size that was shown to be right.
+        proven_values: by input, the values that were.
         tolerance: of the reference against PyTorch, in logits.
         gate_looks: how often these gate rows were looked at, this time included.
         created: when the decision was made, RFC 3339.
@@ -63,6 +64,7 @@ class Validated:
     evidence: tuple[Evidence, ...]
     outcomes: tuple[Outcome, ...]
     proven_batch: tuple[int, int]
+    proven_values: Mapping[str, ValueRange]
     tolerance: float
     gate_looks: int
     created: str
@@ -150,6 +152,7 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
         evidence=tuple(_evidence(each) for each in found["evidence"]),
         outcomes=tuple(Outcome(o["name"], Verdict(o["verdict"]), o["reason"]) for o in found["outcomes"]),
         proven_batch=tuple(found["proven_batch"]),
+        proven_values={name: ValueRange(**values) for name, values in found["proven_values"].items()},
         tolerance=found["tolerance"],
         gate_looks=found["gate_looks"],
         created=found["created"],
@@ -173,19 +176,20 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
     chosen = look.pick(judgement)
     bench.progress.advance(note=f"chosen: {chosen.name}")
     shapes = look.shapes(chosen)
+    values = look.values(chosen, shapes)
     evidence = (
         look.data(looks),
         look.accuracy(chosen),
         look.parity(),
         look.golden(),
         shapes,
-        look.values(chosen, shapes),
+        values,
         look.overfitting(),
         *look.analysis(chosen),
-        look.search(chosen),
+        look.search(judgement, chosen),
         *look.evidence_about(judgement, chosen),
     )
-    policy = look.policy(chosen)
+    policy = look.policy(judgement, chosen)
     decision = apply_policy(policy, evidence)
     bench.progress.done(f"{chosen.name}: {decision.verdict}")
 
@@ -201,6 +205,7 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
         "evidence": [_evidence_json(each) for each in evidence],
         "outcomes": [{"name": o.name, "verdict": o.verdict, "reason": o.reason} for o in judgement.outcomes],
         "proven_batch": proven_batch(shapes) if shapes.verdict is Verdict.PASSED else (1, 1),
+        "proven_values": {name: asdict(proven) for name, proven in look.proven_values(values).items()},
         "tolerance": look.tolerance,
         "gate_looks": looks,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,11 +214,13 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
 
 
 def _count_look(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimized) -> int:
-    """Count this look at the gate rows; a look is new when other bytes are judged."""
+    """Count this look: gate rows are known again by their inputs; a look is new with other graphs, or other labels."""
     judged = [sha256_hex(trained.reference), *(sha256_hex(c.graph) for c in optimized.proposed)]
+    judged.append(prepared.split.fingerprints["gate"])
+    inputs = sorted({sha256_hex(prepared.task.identity(row.raw)) for row in prepared.rows("gate")})
     with open_database(bench.home) as registry:
         return registry.count_look(
-            prepared.split.fingerprints["gate"], "sha256:" + sha256_hex(" ".join(judged).encode())
+            sha256_hex(" ".join(inputs).encode()), "sha256:" + sha256_hex(" ".join(judged).encode())
         )
 
 

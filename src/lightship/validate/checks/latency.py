@@ -22,7 +22,7 @@ def check_latency(
     """Judge one variant's time against the reference's.
 
     When speed was asked for: ``PASSED`` - shown to be faster, ``FAILED`` - shown to be slower, ``UNDECIDED`` - no
-    difference is shown. When it was not, the figures are only recorded: ``PASSED``.
+    difference is shown. When it was not, the figures are only told: ``MEASURED``.
 
     Args:
         timing: side a is the reference, side b the variant.
@@ -31,9 +31,10 @@ def check_latency(
         subjects: reference and variant, with their SHA-256.
         setup: what the figures hold for, e.g. batch size, threads, engine.
     """
-    verdict = Verdict.PASSED
-    if speed_asked and not timing.b_is_faster:
+    verdict = Verdict.MEASURED
+    if speed_asked:
         verdict = Verdict.FAILED if timing.b_is_slower else Verdict.UNDECIDED
+        verdict = Verdict.PASSED if timing.b_is_faster else verdict
     return Evidence(
         check="latency",
         verdict=verdict,

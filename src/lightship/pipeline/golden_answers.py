@@ -1,4 +1,4 @@
-"""What a variant answers to the golden examples, and how far another machine may be off.
+"""What a variant answers to the golden examples, how far another machine may be off, and how a bundle keeps both.
 
 There is no float64 original of a variant, so its own spread is measured: over threads, optimization levels and the
 place of a row in its batch, which change the order of sums and the kernels used as another machine would.
@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_UP, Context
 
 import numpy as np
 
+from lightship.bundle.arrays import npy_from_array
+from lightship.bundle.manifest import Expected
 from lightship.bundle.statement import Evidence
 from lightship.engine.difference import largest_difference
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
 from lightship.errors import LightshipError, Refused
 from lightship.optimize.candidate import Candidate
+from lightship.tasks.golden_texts import packed_texts
 from lightship.tasks.task import Tensors
 from lightship.types import Json, Verdict
 
-__all__ = ["VariantGolden", "answers_to", "golden_of"]
+__all__ = ["VariantGolden", "answers_to", "decimal_text", "golden_of", "recorded"]
 
 _FACTOR = 8.0
 _FLOOR_ULPS = 64.0
@@ -124,6 +128,31 @@ def golden_of(candidate: Candidate, rows: Sequence[Tensors], *, batched: bool) -
     answers = {name: np.concatenate(arrays) for name, arrays in first.items()}
     floor = {name: _floor(arrays) for name, arrays in first.items()}
     return VariantGolden(answers, spread, places, floor, tried, candidate.engine)
+
+
+def recorded(name: str, answers: Mapping[str, np.ndarray], tolerance: float, *, contents: dict[str, bytes]) -> Expected:
+    """Add answers to the contents of a bundle; return how its manifest tells of them.
+
+    Args:
+        name: of the variant.
+        answers: by output: row i is the answer to golden input i.
+        tolerance: what they may be off.
+        contents: of the bundle, by path.
+    """
+    outputs = {}
+    for index, (output, array) in enumerate(sorted(answers.items())):
+        # By number: an output may have any name, a path may not.
+        outputs[output] = f"golden/{name}/{index:03}.npy"
+        contents[outputs[output]] = npy_from_array(packed_texts(array) if array.dtype == object else array)
+    return Expected(outputs, decimal_text(tolerance))
+
+
+def decimal_text(value: float) -> str:
+    """Return ``value`` rounded up to two digits, as the bundle format writes decimals."""
+    if value == 0:
+        return "0"
+    digits, _, exponent = f"{Context(prec=2, rounding=ROUND_UP).create_decimal_from_float(value):.1e}".partition("e")
+    return f"{digits}e{int(exponent)}"
 
 
 def _alike(rows: Sequence[Tensors]) -> bool:
