@@ -29,7 +29,7 @@ from lightship.optimize.floor import floor_of
 from lightship.optimize.front import with_front
 from lightship.optimize.ledger import Ledger
 from lightship.optimize.maker import Maker, PassProcess
-from lightship.optimize.objective import Objective
+from lightship.optimize.objective import TIMED, Objective
 from lightship.optimize.plan import Plan
 from lightship.optimize.timing import Call, Clockwork, Sweep, Way
 from lightship.optimize.variant_pass import PassFailed, read_note
@@ -218,7 +218,7 @@ class _Search:
         rows = ledger.folder / "rows.npz"
         rows.write_bytes(write_npz(selection.repeated(min(selection.count, _TIMED_ROWS))))
         self._clockwork = Clockwork(rows, scratch=scratch, batched=selection.batched)
-        self._looks: dict[str, Sweep] = {}
+        self._looks: dict[str, dict[str, PairedTiming]] = {}
         self._sweeps: dict[str, Sweep] = {}
         self._timings: dict[tuple[str, str], list[PairedTiming]] = {}
         ledger.keep_graph(REFERENCE, reference)
@@ -232,8 +232,7 @@ class _Search:
             tried.append(each := self._looked_at(plan, tried, maker))
             self._progress.advance(note=f"{each.name}: {each.dropped or self._front_words(tried)}")
         self._progress.done(f"{sum(not each.dropped for each in tried)} of {len(tried)} answer well enough to be timed")
-        ranked = self._ranked(self._halved(self._best_swept(tried)))
-        return self._result(self._proposed(ranked))
+        return self._result(self._proposed(self._ranked(self._completed(self._halved(self._best_swept(tried))))))
 
     def _result(self, candidates: Sequence[Candidate]) -> SearchResult:
         return SearchResult(
@@ -251,9 +250,9 @@ class _Search:
         candidate = Candidate(name, ("given",), precision="as given", size_bytes=len(graph), sha256=sha256_hex(graph))
         self._ledger.keep_graph(_chain(candidate), graph)
         self._require_runs(candidate)
-        candidate = self._swept(candidate)
-        candidate = self._timed(replace(candidate, quality=self._quality(candidate)))
-        return self._result([self._with_graph(candidate)])
+        candidate = self._swept(replace(candidate, quality=self._quality(candidate)))
+        self._sweep_all(candidate)
+        return self._result([self._with_graph(self._timed_for(candidate, TIMED))])
 
     # ---- the reference ----------------------------------------------------------------------------------------------
 
@@ -264,7 +263,7 @@ class _Search:
         runner.close()
         self._require_runs(self._base)
         self._base = self._swept(self._base)
-        self._look(self._base)
+        self._sweep_all(self._base)
         self._base = replace(self._base, quality=self._quality(self._base))
         call = self._sweeps[REFERENCE]
         self._progress.done(f"{call.call_ms[call.quickest(self._settings.batch)]:.3g} ms a call")
@@ -427,48 +426,53 @@ class _Search:
         return "" if cost < _PLAINLY_DEAR else self._rough_words(cost)
 
     def _rough_cost(self, candidate: Candidate) -> float:
-        """Return the cost by one process of either, which chance may have made half as slow or twice."""
-        mine, base = self._looks[candidate.name], self._looks[REFERENCE]
+        """Return the cost by one process, which chance may have made half as slow or twice."""
         return self._settings.objective.rough_cost(
-            {goal: self._row_ms(mine, goal) / self._row_ms(base, goal) for goal in self._settings.objective.timed}
-            | {"size": candidate.size_bytes / self._base.size_bytes}
-            | {"memory": mine.memory_bytes / max(base.memory_bytes, 1)}
+            {goal: timing.ratio.estimate for goal, timing in self._looks[candidate.name].items()}
+            | {"size": candidate.size_bytes / self._base.size_bytes, "memory": 0.0}  # nobody knows the memory yet
         )
 
     def _rough_words(self, cost: float) -> str:
         return f"about {cost:.2g} times the reference's {self._settings.objective} in a first look"
 
     def _look(self, candidate: Candidate) -> None:
-        """Call it as the objective asks for: alone, or in middling batches and that which serves the reference best."""
-        weights, busiest = self._settings.objective.weights, self._sweeps[REFERENCE].busiest()
-        batches = {self._settings.batch}
-        if "throughput" in weights:
-            batches = ({4} & set(self._batches)) | {busiest.batch} | (batches if "latency" in weights else set())
-        self._looks[candidate.name] = self._swept_over(
-            f"look {candidate.name}", candidate, sorted(batches), _LOOK_SHARE
-        )
+        """Time it beside the reference, called as that one is called best."""
+        self._looks[candidate.name] = {
+            goal: self._paired(
+                f"look {goal} {candidate.name}", candidate, goal, self._call(REFERENCE, goal), _LOOK_SHARE
+            )
+            for goal in self._settings.objective.timed
+        }
 
     def _swept(self, candidate: Candidate) -> Candidate:
-        """Find how it is best called, and how much memory that takes."""
-        sweep = self._swept_over(f"sweep {candidate.name}", candidate, self._batches, _SWEEP_SHARE)
-        self._sweeps[candidate.name] = sweep
+        """Find how it is best called for the objective, and how much memory that takes."""
+        batches = self._batches if "throughput" in self._settings.objective.weights else [self._settings.batch]
+        sweep = self._swept_over("calls", candidate, batches)
         return replace(candidate, memory_bytes=sweep.memory_bytes)
 
-    def _swept_over(self, key: str, candidate: Candidate, batches: Sequence[int], share: float) -> Sweep:
+    def _sweep_all(self, candidate: Candidate) -> None:
+        """Find how it is best called for whatever goal, where that is not known."""
+        if "throughput" not in self._settings.objective.weights:
+            self._swept_over("sweep", candidate, self._batches)
+
+    def _swept_over(self, what: str, candidate: Candidate, batches: Sequence[int]) -> Sweep:
         def work() -> Json:
             sweep = self._clockwork.sweep(
-                self._way(candidate), threads=self._settings.threads, batches=batches, budget_s=self._seconds(share)
+                self._way(candidate),
+                threads=self._settings.threads,
+                batches=batches,
+                budget_s=self._seconds(_SWEEP_SHARE),
             )
             calls = [[call.threads, call.batch, ms] for call, ms in sweep.call_ms.items()]
             return {"calls": calls, "memory_bytes": sweep.memory_bytes}  # type: ignore[dict-item]
 
-        found: Any = self._ledger.recall(key, work)
-        return Sweep({Call(threads, batch): ms for threads, batch, ms in found["calls"]}, found["memory_bytes"])
+        found: Any = self._ledger.recall(f"{what} {candidate.name}", work)
+        calls = {Call(threads, batch): ms for threads, batch, ms in found["calls"]}
+        self._sweeps[candidate.name] = Sweep(calls, found["memory_bytes"])
+        return self._sweeps[candidate.name]
 
-    def _timed(self, candidate: Candidate) -> Candidate:
-        """Time a candidate against the reference in one more fresh process for each goal."""
-        first = (candidate.name, "latency") not in self._timings
-        goals = ("latency", "throughput") if first else self._settings.objective.timed
+    def _timed_for(self, candidate: Candidate, goals: Sequence[str]) -> Candidate:
+        """Time a candidate against the reference in one more fresh process for each of these goals."""
         for goal in goals:
             speed = self._speed(candidate, goal)
             candidate = replace(candidate, latency=speed) if goal == "latency" else replace(candidate, throughput=speed)
@@ -477,19 +481,23 @@ class _Search:
     def _speed(self, candidate: Candidate, goal: str) -> Speed:
         mine, base = self._call(candidate.name, goal), self._call(REFERENCE, goal)
         timings = self._timings.setdefault((candidate.name, goal), [])
+        key = f"pairs {goal} {candidate.name} {len(timings)}"
+        timings.append(self._paired(key, candidate, goal, mine, _PAIRS_SHARE))
+        return Speed(combined(timings), mine.threads, mine.batch, base.threads, base.batch)
+
+    def _paired(self, key: str, candidate: Candidate, goal: str, call: Call, share: float) -> PairedTiming:
+        """Time it in pairs with the reference at its best, in a fresh process."""
 
         def work() -> Json:
-            timing = self._clockwork.pairs(
-                (self._way(self._base), base),
-                (self._way(candidate), mine),
-                budget_s=self._seconds(_PAIRS_SHARE),
+            return self._clockwork.pairs(
+                (self._way(self._base), self._call(REFERENCE, goal)),
+                (self._way(candidate), call),
+                budget_s=self._seconds(share),
                 most_pairs=self._settings.pairs,
-            )
-            return timing.to_json()
+            ).to_json()
 
-        found: Any = self._ledger.recall(f"pairs {goal} {candidate.name} {len(timings)}", work)
-        timings.append(PairedTiming.from_json(found))
-        return Speed(combined(timings), mine.threads, mine.batch, base.threads, base.batch)
+        found: Any = self._ledger.recall(key, work)
+        return PairedTiming.from_json(found)
 
     def _call(self, name: str, goal: str) -> Call:
         return self._sweeps[name].best(goal, batch=self._settings.batch)
@@ -510,9 +518,10 @@ class _Search:
     # ---- all candidates ---------------------------------------------------------------------------------------------
 
     def _best_swept(self, tried: Sequence[Candidate]) -> list[Candidate]:
-        """Sweep the best by their first look; the others go."""
+        """Find how the best by a first look are best called; the others go."""
         ranked = sorted((each for each in tried if not each.dropped), key=self._rough_cost)
-        keep = len(ranked) if self._settings.named else _LOOKED_AT
+        settings = self._settings
+        keep = len(ranked) if settings.named or "memory" in settings.objective.weights else _LOOKED_AT
         found = [each for each in tried if each.dropped]
         found += [
             replace(each, dropped=f"behind others: {self._rough_words(self._rough_cost(each))}")
@@ -529,7 +538,9 @@ class _Search:
         return found
 
     def _halved(self, tried: Sequence[Candidate]) -> list[Candidate]:
-        """Time what is left, in more processes each round, and let the slower half go."""
+        """Time what is left, in more processes each round, and let the slower half go; sizes need no time."""
+        if not self._settings.objective.timed:
+            return list(tried)
         alive = [each for each in tried if not each.dropped]
         lost = [each for each in tried if each.dropped]
         for processes in self._rounds():
@@ -544,8 +555,6 @@ class _Search:
         return [*alive, *lost]
 
     def _rounds(self) -> tuple[int, ...]:
-        if not self._settings.objective.timed:
-            return (1,)  # sizes do not differ between processes
         return _ROUNDS_NAMED if self._settings.named else _ROUNDS
 
     def _round(self, alive: Sequence[Candidate], processes: int) -> tuple[list[Candidate], list[Candidate]]:
@@ -555,7 +564,7 @@ class _Search:
             candidate = each
             try:
                 while self._count(candidate) < processes and self._may_time(candidate):
-                    candidate = self._timed(candidate)
+                    candidate = self._timed_for(candidate, self._settings.objective.timed)
                 fine.append(candidate)
             except LightshipError as exc:
                 failed.append(replace(candidate, dropped=f"the engine does not run it: {exc}"))
@@ -565,13 +574,31 @@ class _Search:
 
     def _may_time(self, candidate: Candidate) -> bool:
         """Return whether there is time for one more process: always for the first, and for one that stands written."""
-        goal = next(iter(self._settings.objective.timed), "latency")
-        count = self._count(candidate)
+        goal, count = self._settings.objective.timed[0], self._count(candidate)
         return not count or not self._is_late(1.0) or self._ledger.knows(f"pairs {goal} {candidate.name} {count}")
 
     def _count(self, candidate: Candidate) -> int:
-        goal = next(iter(self._settings.objective.timed), "latency")
-        return len(self._timings.get((candidate.name, goal), ()))
+        return len(self._timings.get((candidate.name, self._settings.objective.timed[0]), ()))
+
+    def _completed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Time what is left for the goals too that were not asked for, and what lost while there is time."""
+        known = [each for each in candidates if each.memory_bytes is not None]
+        found = [each for each in candidates if each.memory_bytes is None]
+        self._progress.start("Time what else the front shows", len(known))
+        for each in sorted(known, key=lambda each: (bool(each.dropped), self._cost(each))):
+            goals = [goal for goal in TIMED if getattr(each, goal) is None]
+            completed = each
+            written = self._ledger.knows(f"pairs {goals[0]} {each.name} 0") if goals else True
+            if goals and (not each.dropped or not self._is_late(1.0) or written):
+                try:
+                    self._sweep_all(each)
+                    completed = self._timed_for(each, goals)
+                except LightshipError as exc:
+                    completed = replace(each, dropped=f"the engine does not run it: {exc}")
+            found.append(completed)
+            self._progress.advance(note=each.name)
+        self._progress.done()
+        return found
 
     def _ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Give each loser its reason and sort: what may be proposed first, cheapest first, of equals the truest."""
@@ -623,18 +650,12 @@ class _Search:
         return self._settings.objective.cost(candidate, self._base)
 
     def _front_words(self, tried: Sequence[Candidate]) -> str:
-        """Say which candidate leads so far, by the unpaired times of the sweeps."""
-        goal = next(iter(self._settings.objective.timed), None)
+        """Say which candidate leads so far, by a first look."""
         alive = [each for each in tried if not each.dropped]
-        if goal is None or not alive:
+        if not alive or tried[-1].dropped:
             return "made"
-        row_ms = {each.name: self._row_ms(self._looks[each.name], goal) for each in alive}
-        leader = min(row_ms, key=lambda name: row_ms[name])
-        return f"{self._row_ms(self._looks[REFERENCE], goal) / row_ms[tried[-1].name]:.2g}x; leading: {leader}"
-
-    def _row_ms(self, sweep: Sweep, goal: str) -> float:
-        call = sweep.best(goal, batch=self._settings.batch)
-        return sweep.call_ms[call] / call.batch
+        leader = min(alive, key=self._rough_cost)
+        return f"{1 / self._rough_cost(tried[-1]):.2g}x; leading: {leader.name}"
 
     def _is_late(self, share: float) -> bool:
         return self._ledger.spent_s > self._seconds(share)
