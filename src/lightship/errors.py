@@ -30,7 +30,8 @@ HTTP itself has (405, 408, 431 …) stand with its parser in ``serve/http.py``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 __all__ = [
     "BundleRefused",
@@ -121,7 +122,15 @@ class Refused(LightshipError):
 
 
 class GateRefused(Refused):
-    """The evidence does not meet the policy."""
+    """The evidence does not meet the policy.
+
+    Attributes:
+        found: what the gate saw and decided, as plain JSON; empty where nothing was judged.
+    """
+
+    def __init__(self, message: str, *, found: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found: Mapping[str, Any] = found or {}
 
 
 class BundleRefused(Refused):

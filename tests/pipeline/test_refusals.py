@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -67,6 +69,22 @@ def test_wrecked_class_ends_the_command_with_6(site, reference, lightship):
     assert "decision.html" in ran.err
     assert "Traceback" not in ran.err
     assert nothing_new(site)
+
+
+def test_a_refusal_tells_programs_what_the_gate_saw(site, reference, lightship):
+    """With --json stdout has the decision and its evidence, as of one that is let through, and why there is no more."""
+    wrecked = ("validate", site.recipe, "--variant", save(site, wreck_class(reference)), "--json")
+    fine = ("validate", site.recipe, "--variant", save(site, reference, "mine.onnx"), "--json")
+
+    refused, passed = (lightship(*arguments, home=site.home) for arguments in (wrecked, fine))
+
+    assert (refused.code, passed.code) == (6, 0)
+    found, other = json.loads(refused.out), json.loads(passed.out)
+    assert set(other) <= set(found)
+    assert (found["verdict"], other["verdict"], found["exit_code"]) == ("failed", "passed", 6)
+    verdicts = {each["check"]: each["verdict"] for each in found["evidence"]}
+    assert verdicts["class_harm"] == "failed"
+    assert any("nought" in reason for reason in found["reasons"])
 
 
 def test_crippled_int8_scale_is_refused(site):

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from lightship.cli.examples import examples
+
 __all__ = ["deploy"]
 
 
-@click.command()
+@click.command(epilog=examples("lightship deploy digits:2 --to folder --out digits-release"))
 @click.argument("reference", metavar="NAME[@ALIAS|:VERSION]")
 @click.option("--to", "target", required=True, help="The target: folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write; must not exist yet.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.progress import make_progress
 from lightship.cli.table import say_table
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["diff"]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship diff digits:1 digits:2", "lightship diff digits digits@staging --data rows.npz --html diff.html"
+    )
+)
 @click.argument("before", metavar="NAME[@ALIAS|:VERSION]")
 @click.argument("after", metavar="NAME[@ALIAS|:VERSION]")
 @click.option(
@@ -30,7 +35,7 @@ __all__ = ["diff"]
 )
 @click.option("--label", default="label", show_default=True, help="The array or column of --data with the classes.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the comparison as a page, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option()
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def diff(before: str, after: str, data: Path | None, label: str, html: Path | None, as_json: bool, quiet: bool) -> None:
     """Compare two releases: what was changed, how good and how fast each is, which proofs came or went.
@@ -48,7 +53,7 @@ def diff(before: str, after: str, data: Path | None, label: str, html: Path | No
 
         write_atomic(html, render_comparison(facts).encode())
     if as_json:
-        click.echo(json.dumps(facts.to_json()))
+        say_json(facts.to_json())
     else:
         _say(facts)
         if html is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.progress import make_progress
+from lightship.cli.table import say_line
 
 if TYPE_CHECKING:
     from lightship.pipeline.imported import Imported
@@ -27,7 +29,13 @@ def _bounds(context: click.Context, parameter: click.Parameter, values: tuple[st
     return bounds
 
 
-@click.command(name="import")
+@click.command(
+    name="import",
+    epilog=examples(
+        "lightship import model.onnx --name leaves",
+        "lightship import model.onnx --name leaves --golden rows.npz --upto batch=8",
+    ),
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="What the model is called in the registry.")
 @click.option(
@@ -50,7 +58,7 @@ def _bounds(context: click.Context, parameter: click.Parameter, values: tuple[st
     help="Let it become production if the name has none yet, although nobody measured how good its answers are. "
     "The history says who accepted it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option()
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def import_(
     file: Path,
@@ -76,7 +84,7 @@ def import_(
             file, name=name, golden=golden, upto=upto, accept_unproven=accept_unproven, progress=progress
         )
     if as_json:
-        click.echo(json.dumps(_as_json(imported)))
+        say_json(_as_json(imported))
     else:
         _say(imported)
 
@@ -94,6 +102,7 @@ def _as_json(imported: Imported) -> dict[str, Any]:
         "inputs": [_spec_json(spec) for spec in interface.inputs],
         "outputs": [_spec_json(spec) for spec in interface.outputs],
         "proven": {dim: [low, high] for dim, (low, high) in interface.proven.items()},
+        "values": {name: str(values) for name, values in interface.values.items()},
         "unproven": list(imported.unproven),
         "words": list(imported.words),
         "evidence": [
@@ -115,9 +124,11 @@ def _say(imported: Imported) -> None:
             click.echo(f"  {what:<8} {spec.name}  {spec.dtype} [{', '.join(map(str, spec.shape))}]")
     for dim, (low, high) in sorted(imported.interface.proven.items()):
         click.echo(f"  {'proven':<8} {dim} {low} to {high}")
+    for name, values in sorted(imported.interface.values.items()):
+        click.echo(f"  {'values':<8} {name} {values}")
     click.echo("\nEvidence")
     for row in imported.evidence:
-        click.echo(f"  {row.verdict:<10} {row.check:<10} {row.summary}")
+        say_line(f"  {row.verdict:<10} {row.check:<10} {row.summary}")
     click.echo(f"\n  bundle     {imported.bundle}")
     click.echo(f"  signed by  {imported.signer}")
     click.echo("\nNext")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 
 __all__ = ["keys"]
 
@@ -19,7 +20,7 @@ def keys() -> None:
     """
 
 
-@keys.command()
+@keys.command(epilog=examples('lightship keys create --note "the shop"', "lightship keys create --role admin --json"))
 @click.option(
     "--role",
     type=click.Choice(["infer", "read", "admin"]),
@@ -28,7 +29,7 @@ def keys() -> None:
     help="infer: ask models. read: see state and metrics. admin: everything.",
 )
 @click.option("--note", default="", help="Whose key it is, for the list.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option()
 def create(role: str, note: str, as_json: bool) -> None:
     """Make a key and print it, once: only its digest is kept."""
     from lightship.data.home import Home
@@ -39,14 +40,14 @@ def create(role: str, note: str, as_json: bool) -> None:
         raise InvalidInput(f"`--note` must be at most {_MOST_NOTE_CHARS} printable characters. Got {note[:80]!a}.")
     record, text = KeyFile(Home.from_environment().ensure().keys).create(Role(role), note=note)
     if as_json:
-        click.echo(json.dumps({"id": record.id, "role": record.role, "key": text}))
+        say_json({"id": record.id, "role": record.role, "key": text})
     else:
         click.echo(text)
         click.echo(f"Key {record.id} with the role {record.role}. It is shown only now.", err=True)
 
 
-@keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@keys.command("list", epilog=examples("lightship keys list"))
+@json_option()
 def list_(as_json: bool) -> None:
     """List ids, roles and notes; the keys themselves are kept nowhere."""
     from lightship.data.home import Home
@@ -55,7 +56,7 @@ def list_(as_json: bool) -> None:
     records = KeyFile(Home.from_environment().keys).records()
     if as_json:
         rows = [{"id": r.id, "role": r.role, "created": r.created, "note": r.note} for r in records]
-        click.echo(json.dumps({"keys": rows}))
+        say_json({"keys": rows})
         return
     for record in records:
         click.echo(f"{record.id}  {record.role:<5}  {record.created}  {record.note}".rstrip())
@@ -63,7 +64,7 @@ def list_(as_json: bool) -> None:
         click.echo("There are no keys. `lightship keys create` makes one.", err=True)
 
 
-@keys.command()
+@keys.command(epilog=examples("lightship keys revoke feedbeef"))
 @click.argument("key_id", metavar="ID")
 def revoke(key_id: str) -> None:
     """Revoke the key with this ID."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from lightship.errors import LightshipError, status_of
+from lightship.cli.json_answer import JsonAnswer, say_error
+from lightship.errors import GateRefused, LightshipError, status_of
 from lightship.version import __version__
 
 __all__ = ["cli", "main"]
@@ -80,24 +82,33 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every known error becomes one message and its exit code."""
     _open_missing_streams()
+    answer = JsonAnswer()
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, obj=answer)
     except click.ClickException as exc:
         exc.show()
+        say_error(answer, exc.format_message(), exc.exit_code)
         sys.exit(exc.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. Finished stages are kept; the same command goes on from there.", err=True)
-        sys.exit(130)
+        _end(answer, "Interrupted. Finished stages are kept; the same command goes on from there.", 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; nothing is left to say
         sys.exit(1)
+    except GateRefused as exc:
+        _end(answer, f"Error: {exc}", status_of(exc).exit_code, found=exc.found)
     except LightshipError as exc:
-        click.echo(f"Error: {exc}", err=True)
-        sys.exit(status_of(exc).exit_code)
+        _end(answer, f"Error: {exc}", status_of(exc).exit_code)
     except OSError as exc:  # the machine said no: a full disk, a missing permission, a folder that went away
         what = "".join(f" {name!r}" for name in (exc.filename, exc.filename2) if name)
-        click.echo(f"Error: The system refused{what and ' at' + what}: {exc.strerror or exc}.", err=True)
-        sys.exit(status_of(exc).exit_code)
+        words = f"Error: The system refused{what and ' at' + what}: {exc.strerror or exc}."
+        _end(answer, words, status_of(exc).exit_code)
+
+
+def _end(answer: JsonAnswer, message: str, exit_code: int, *, found: Mapping[str, Any] | None = None) -> NoReturn:
+    """Say why it ended, to people and, if asked, to programs."""
+    click.echo(message, err=True)
+    say_error(answer, message.removeprefix("Error: "), exit_code, found=found)
+    sys.exit(exit_code)
 
 
 def _open_missing_streams() -> None:

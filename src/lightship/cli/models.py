@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.table import say_table
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["history", "models", "promote", "rollback", "show"]
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_json_option = json_option()
 _alias_option = click.option("--alias", default="production", show_default=True, help="The alias to move.")
 _accept_option = click.option(
     "--accept-unproven",
@@ -29,7 +30,7 @@ _accept_option = click.option(
 _why_option = click.option("--why", default="", help="The reason; it is kept in the history.")
 
 
-@click.command()
+@click.command(epilog=examples("lightship models", "lightship models --json"))
 @_json_option
 def models(as_json: bool) -> None:
     """List the models of this home: versions, where the aliases point, and which versions are unproven."""
@@ -40,7 +41,7 @@ def models(as_json: bool) -> None:
         with _open() as registry:
             found = registry.models()
     if as_json:
-        click.echo(json.dumps({"models": [asdict(model) for model in found]}))
+        say_json({"models": [asdict(model) for model in found]})
         return
     if not found:
         click.echo(
@@ -56,7 +57,13 @@ def models(as_json: bool) -> None:
     )  # fmt: skip
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship show digits",
+        "lightship show digits:2 --html report.html",
+        "lightship show digits@staging --card > card.md",
+    )
+)
 @click.argument("reference", metavar="NAME[@ALIAS|:VERSION]")
 @click.option("--card", is_flag=True, help="Print the model card (Markdown) instead.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as a page instead.")
@@ -70,7 +77,7 @@ def show(reference: str, card: bool, html: Path | None, as_json: bool) -> None:
     from lightship.errors import BundleRefused
 
     if card or html is not None:
-        _say_report(reference, card=card, html=html)
+        _say_report(reference, card=card, html=html, as_json=as_json)
         return
 
     with _open() as registry:
@@ -79,7 +86,7 @@ def show(reference: str, card: bool, html: Path | None, as_json: bool) -> None:
         signed, problem = _signed(registry, version)
     if as_json:
         others = [{"version": v.version, "created": v.created, "aliases": list(v.aliases)} for v in versions]
-        click.echo(json.dumps({**_believed(version, signed, problem), "versions": others}))
+        say_json({**_believed(version, signed, problem), "versions": others})
     else:
         _say_version(version, signed, problem)
         click.echo("")
@@ -97,7 +104,7 @@ def show(reference: str, card: bool, html: Path | None, as_json: bool) -> None:
         raise BundleRefused(problem)
 
 
-def _say_report(reference: str, *, card: bool, html: Path | None) -> None:
+def _say_report(reference: str, *, card: bool, html: Path | None, as_json: bool) -> None:
     from lightship.data.files import write_atomic
     from lightship.data.home import Home
     from lightship.pipeline.release_report import release_facts
@@ -107,7 +114,10 @@ def _say_report(reference: str, *, card: bool, html: Path | None) -> None:
     facts = release_facts(Home.from_environment(), reference)
     if html is not None:
         write_atomic(html, render_page(facts).encode())
-    if card:
+    if as_json:
+        written = {"html": str(html)} if html is not None else {}
+        say_json({**written, "card": render_card(facts)} if card else written)
+    elif card:
         click.echo(render_card(facts), nl=False)
     elif html is not None:
         click.echo(f"Wrote {html}")
@@ -124,7 +134,9 @@ def _say_versions(name: str, versions: Iterable[VersionRecord]) -> None:
     )  # fmt: skip
 
 
-@click.command()
+@click.command(
+    epilog=examples('lightship promote digits:2 --why "better on the night shift"', "lightship promote digits@staging")
+)
 @click.argument("reference", metavar="NAME:VERSION")
 @_alias_option
 @_why_option
@@ -146,7 +158,7 @@ def promote(reference: str, alias: str, why: str, accept_unproven: bool, as_json
     _say_move(move, as_json)
 
 
-@click.command()
+@click.command(epilog=examples('lightship rollback digits --why "errors since noon"'))
 @click.argument("name")
 @_alias_option
 @_why_option
@@ -159,7 +171,11 @@ def rollback(name: str, alias: str, why: str, accept_unproven: bool, as_json: bo
     _say_move(move, as_json)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship history digits", "lightship history --at 2026-03-01T12:00:00Z", "lightship history --verify"
+    )
+)
 @click.argument("name", required=False)
 @click.option(
     "--at",
@@ -175,7 +191,7 @@ def history(name: str | None, at: str | None, verify: bool, as_json: bool) -> No
         found = registry.history(name, at=at)
     if as_json:
         shown = {**asdict(found), "verified": None if check is None else {**asdict(check), "ok": check.ok}}
-        click.echo(json.dumps(shown))
+        say_json(shown)
     else:
         _say_live(found.live, at=found.at)
         click.echo("")
@@ -206,7 +222,7 @@ def _refuse_broken(check: HistoryCheck) -> None:
 
 def _say_move(move: AliasMove, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(move)))
+        say_json(asdict(move))
     elif not move.changed:
         click.echo(f"{move.name}@{move.alias} is version {move.to_version} already; nothing was changed.")
     elif move.from_version is None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.progress import make_progress
-from lightship.cli.table import say_table
+from lightship.cli.table import say_line, say_table
 
 if TYPE_CHECKING:
     from lightship.pipeline.optimized import OptimizedRelease
 
 __all__ = ["optimize"]
 
+_REFERENCE = "reference"  # as in `bundle.manifest`, which a help text need not load
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _OF_A_NAME = (
-    *("data", "objective", "minutes", "passes", "label", "output", "accept_unproven"),
+    *("data", "objective", "minutes", "passes", "label", "label_kind", "output", "accept_unproven"),
     *("min_cosine", "min_snr", "min_agreement", "max_broken", "min_explained", "min_accuracy", "margin"),
 )
 
@@ -31,7 +35,14 @@ def _passes(context: click.Context, parameter: click.Parameter, values: tuple[st
     return names or None
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship optimize leaves --data rows.npz",
+        "lightship optimize leaves --data images/ --objective throughput --minutes 20",
+        "lightship optimize leaves:3 --data rows.parquet --min-accuracy 0.9 --margin 0.005",
+        "lightship optimize recipe.toml",
+    )
+)
 @click.argument("target", metavar="RECIPE.toml|NAME[@ALIAS|:VERSION]")
 @click.option(
     "--data",
@@ -58,19 +69,22 @@ def _passes(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--min-explained", type=_SHARE,
               help="Without labels: least share of the rows' variation that is kept. [default: 0.25]")  # fmt: skip
 @click.option("--min-accuracy", type=_SHARE,
-              help="With labels: the accuracy that is proven; only then the release is no structural one.")  # fmt: skip
-@click.option("--margin", type=_SHARE, help="With labels: the loss of accuracy that is too much. [default: 0.01]")
+              help="With classes: the accuracy that is proven; only then it is no structural release.")  # fmt: skip
+@click.option("--margin", type=_SHARE, help="With labels: what is too much to lose of accuracy, or of right tags "
+              "[default: 0.01]; by how much errors of numbers may grow. [default: 0.02]")  # fmt: skip
 @click.option("--passes", multiple=True, callback=_passes, metavar="NAME[,NAME]",
               help="Passes or whole variants to try, in place of all that are worth it.")  # fmt: skip
 @click.option("--label", default="label", show_default=True, metavar="NAME", help="The array or column of labels.")
-@click.option("--output", metavar="NAME", help="The output with the class scores, where that is not clear.")
+@click.option("--label-kind", type=click.Choice(["classes", "tags", "numbers"]),
+              help="What the labels are, where their dtype and shape do not tell.")  # fmt: skip
+@click.option("--output", metavar="NAME", help="The output that the labels are about, where that is not clear.")
 @click.option(
     "--accept-unproven",
     is_flag=True,
     help="Let the new version become production if the name has none yet, although nobody measured how good its "
     "answers are. The history says who accepted it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option()
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.pass_context
 def optimize(context: click.Context, /, target: str, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -106,8 +120,7 @@ def _recipe(recipe: Path, *, as_json: bool, quiet: bool) -> None:
         optimized = run(recipe, progress=progress)
     stage = optimized.finished
     if as_json:
-        said = {"stage": stage.stage, "key": stage.key, "skipped": stage.skipped, "path": str(stage.path)}
-        click.echo(json.dumps({**optimized.found, "stages": [said]}))
+        say_json({**optimized.found, "stages": [stage.to_json()]})
         return
     click.echo(f"  {stage.stage:<10} {'unchanged, skipped' if stage.skipped else 'done'}")
     for candidate in optimized.candidates:
@@ -128,7 +141,7 @@ def _bundle(
     min_explained: float | None,
     **options: Any,
 ) -> None:
-    from lightship.pipeline.optimized import optimize_bundle
+    from lightship.pipeline.optimized import optimize_model
     from lightship.validate.fidelity import FidelityBudget
 
     asked = {
@@ -140,31 +153,36 @@ def _bundle(
     }
     said = {key: value for key, value in asked.items() if value is not None}
     with make_progress(quiet=quiet) as progress:
-        done = optimize_bundle(name, budget=FidelityBudget(**said) if said else None, progress=progress, **options)
+        done = optimize_model(name, budget=FidelityBudget(**said) if said else None, progress=progress, **options)
     if as_json:
-        click.echo(json.dumps(done.to_json()))
+        say_json(done.to_json())
     else:
         _say(done)
 
 
 def _say(done: OptimizedRelease) -> None:
+    rows = [_reference_row(done), *(_row(done, each) for each in _mappings(done.search.get("candidates")))]
     click.echo("")
-    say_table(
-        ("VARIANT", "LATENCY", "THROUGHPUT", "QUALITY", "SIZE", "MEMORY", "WHY"),
-        [_reference_row(done), *(_row(done, each) for each in _mappings(done.search.get("candidates")))],
-        title=f"{done.name}:{done.parent} on this machine",
-    )
+    if sys.stdout.isatty():
+        _say_front(done, rows)
+    else:
+        say_table(_Row.heads(), [row.whole() for row in rows])
     for word in done.words:
         click.echo(f"  {word}")
     if done.version is None:
         click.echo(f"\nThe reference of {done.name}:{done.parent} stays: nothing better passed. No new version.")
         click.echo(f"  report     {done.report.with_suffix('.html')}")
+        click.echo("\nNext")
+        click.echo(f"  lightship serve {done.name}:{done.parent}                        serve it as it is")
+        click.echo(
+            f"  lightship optimize {done.name}:{done.parent} --minutes 20 …      search longer, or for another goal"
+        )
         return
     reference = f"{done.name}:{done.version}"
     click.echo(f"\nReleased {reference}  ({done.chosen})" + ("" if done.is_new else "  (unchanged)"))
     click.echo("\nEvidence")
     for row in done.evidence:
-        click.echo(f"  {row.verdict:<10} {row.check:<16} {row.summary}")
+        say_line(f"  {row.verdict:<10} {row.check:<15} {row.summary}")
     click.echo(f"\n  bundle     {done.bundle}")
     click.echo(f"  signed by  {done.signer}")
     click.echo(f"  report     {done.report.with_suffix('.html')}")
@@ -178,33 +196,81 @@ def _say(done: OptimizedRelease) -> None:
     click.echo(f"  lightship promote {reference}{consent}    make it production")
 
 
-def _reference_row(done: OptimizedRelease) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is told of one variant, each figure as a text; empty: not measured."""
+
+    name: str
+    speed: str
+    gain: str
+    quality: str
+    size: str
+    memory: str
+    why: str
+    told: bool
+    """Whether it belongs into the table of the front."""
+
+    @staticmethod
+    def heads() -> tuple[str, ...]:
+        return ("VARIANT", "SPEED", "THROUGHPUT", "QUALITY", "SIZE", "MEMORY", "WHY")
+
+    def whole(self) -> tuple[str, ...]:
+        return (self.name, self.speed, self.gain, self.quality, self.size, self.memory, self.why)
+
+
+def _say_front(done: OptimizedRelease, rows: Sequence[_Row]) -> None:
+    """Say who is best at something, and of each other one in one line why it lost: it fits 80 columns."""
+    wanted = ", ".join(_objective(done))
+    click.echo(f"{done.name}:{done.parent} on this machine" + (f", wanted: {wanted}" if wanted else ""))
+    front = sorted((row for row in rows if row.told), key=lambda row: row.name != done.chosen)
+    cells = [("VARIANT", "SPEED", "QUALITY", "SIZE"), *((r.name, r.speed, r.quality, r.size) for r in front)]
+    widths = [max(len(row[place]) for row in cells) for place in range(4)]
+    for number, row in enumerate(cells):
+        fitted = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        say_line("  ".join(("*" if number == 1 else " ", *fitted)).rstrip())
+    click.echo(f"* {'stays' if done.version is None else 'released'}\n")
+    lost = [(row.name, row.why) for row in rows if row.name not in (done.chosen, _REFERENCE)]
+    if lost:
+        click.echo("Why the others lost")
+        for name, why in lost:
+            say_line(f"  {name}: {why}")
+        click.echo("")
+
+
+def _objective(done: OptimizedRelease) -> list[str]:
+    found = done.search.get("objective")
+    weights = found if isinstance(found, Mapping) else {}
+    return [name if weight == 1 else f"{name} x {weight:g}" for name, weight in weights.items() if weight]
+
+
+def _reference_row(done: OptimizedRelease) -> _Row:
     base: Mapping[str, Any] = done.search.get("reference") or {}  # type: ignore[assignment]  # as the search wrote it
     latency, throughput = base.get("latency") or {}, base.get("throughput") or {}
-    return (
-        "reference",
-        f"{latency['p50_ms']:.3g} ms" if latency else "",
-        f"{throughput['rows_per_s']:.3g} rows/s" if throughput else "",
-        "",
-        _size(base.get("size_bytes")),
-        _size(base.get("memory_bytes")),
-        "chosen" if done.version is None else "",
+    return _Row(
+        name=_REFERENCE,
+        speed=f"1x, {latency['p50_ms']:.3g} ms a call" if latency else "",
+        gain=f"{throughput['rows_per_s']:,.0f} rows/s" if throughput else "",
+        quality=_quality(base.get("quality")),
+        size=_size(base.get("size_bytes")),
+        memory=_size(base.get("memory_bytes")),
+        why="chosen" if done.version is None else "",
+        told=True,
     )
 
 
-def _row(done: OptimizedRelease, each: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(done: OptimizedRelease, each: Mapping[str, Any]) -> _Row:
     outcome = next((o for o in done.outcomes if o.name == each["name"]), None)
     why = each["dropped"] or (outcome.reason if outcome else "")
-    if each["name"] == done.chosen:
-        why = "chosen"
-    return (
-        each["name"],
-        _speed(each["latency"]),
-        _speed(each["throughput"]),
-        _quality(each["quality"]),
-        _size(each["size_bytes"]),
-        _size(each["memory_bytes"]),
-        why,
+    chosen = each["name"] == done.chosen
+    return _Row(
+        name=each["name"],
+        speed=_speed(each["latency"]),
+        gain=_speed(each["throughput"]),
+        quality=_quality(each["quality"]),
+        size=_size(each["size_bytes"]),
+        memory=_size(each["memory_bytes"]),
+        why="chosen" if chosen else " ".join(why.split()),
+        told=chosen or bool(each.get("on_front")),
     )
 
 
@@ -218,22 +284,20 @@ def _speed(found: Mapping[str, Any] | None) -> str:
 
 
 def _quality(found: Mapping[str, Any] | None) -> str:
+    """Say the one figure that counts: rows that are right, else how alike the answers are to the reference's."""
     if not found:
         return ""
-    said = []
     if found.get("correct") is not None:
-        said.append(f"{found['correct']}/{found['rows']} right")
+        return f"{found['correct']}/{found['rows']} right"
     if found.get("cosine"):
-        said.append(f"cos {found['cosine']['estimate']:.4f}")
-    if found.get("snr_db"):
-        said.append(f"{found['snr_db']['estimate']:.0f} dB")
-    return ", ".join(said)
+        return f"cos {found['cosine']['estimate']:.4f}"
+    return f"{found['snr_db']['estimate']:.0f} dB" if found.get("snr_db") else ""
 
 
 def _size(count: object) -> str:
     if not isinstance(count, int) or not count:
         return ""
-    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 2**10:.0f} KiB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def _mappings(found: object) -> list[Mapping[str, Any]]:

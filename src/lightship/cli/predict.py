@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.server import key_in, trusted_by
 from lightship.cli.table import say_table
 
@@ -27,7 +28,14 @@ _ZIP = b"PK\x03\x04"  # how a .npz file begins, and no image does
 _SHOWN = 6  # values of an output in a table
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship predict digits photo.png",
+        "lightship predict digits *.png --top 3 --json",
+        "lightship predict leaves rows.npz --out answers.npz",
+        "lightship predict digits photo.png --url https://models.example:8000 --key-file key",
+    )
+)
 @click.argument("reference", metavar="NAME[@ALIAS|:VERSION]")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--url", metavar="URL", help="Ask the server at this address instead of answering in this process.")
@@ -46,7 +54,7 @@ _SHOWN = 6  # values of an output in a table
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.npz",
               help="Keep the outputs for a .npz file of tensors here.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a file, one a line, instead of text.")
+@json_option("Print one JSON object a file, one a line, instead of text.")
 def predict(
     reference: str,
     files: tuple[str, ...],
@@ -82,10 +90,12 @@ def predict(
                 if len(files) == 1:
                     raise
                 click.echo(f"Error: {file}: {exc}", err=True)
+                if as_json:
+                    say_json({"file": file, "error": str(exc), "exit_code": status_of(exc).exit_code})
                 first = first or exc
                 continue
             if as_json:
-                click.echo(json.dumps({"file": file, **answer.to_json()}))
+                say_json({"file": file, **answer.to_json()})
                 continue
             if answer.columns != columns and said:
                 _say(columns, said)

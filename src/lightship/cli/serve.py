@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 
 if TYPE_CHECKING:
     from lightship.serve.server import Server, ServerOptions
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship serve digits --port 8080",
+        "lightship serve digits leaves@staging --limit queue_requests=512 --limit body_bytes=1g",
+        "lightship serve digits --host 0.0.0.0 --tls-cert chain.pem --tls-key key.pem --grpc-port 8081",
+    )
+)
 @click.argument("names", nargs=-1, required=True, metavar="NAME[@ALIAS|:VERSION]…")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 is any free port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -74,7 +82,7 @@ __all__ = ["serve"]
     help="Do not serve a version whose chosen variant fails on this machine. [default: its reference answers]",
 )
 @click.option("--log-requests", is_flag=True, help="Log every request, not only those that failed in the server.")
-@click.option("--json", "as_json", is_flag=True, help="Print the addresses as one JSON object.")
+@json_option("Print the addresses as one JSON object.")
 def serve(
     names: tuple[str, ...],
     port: int,
@@ -167,7 +175,7 @@ def _say_ready(server: Server, options: ServerOptions, *, as_json: bool) -> None
     if server.grpc_port is not None:
         said["grpc_url"] = f"{_bracketed(server.host)}:{server.grpc_port}"  # as gRPC's clients take it
     if as_json:
-        click.echo(json.dumps(said))
+        say_json(said)
         return
     names = ", ".join(
         f"{model.name}:{model.version}{' (structural)' if model.source.status == 'structural' else ''}"

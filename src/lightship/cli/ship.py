@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.progress import make_progress
+from lightship.cli.table import say_line
 
 if TYPE_CHECKING:
     from lightship.pipeline.cache import Finished
     from lightship.pipeline.ship import Shipped
 
-__all__ = ["release", "say_stages", "ship", "stages_json", "train"]
+__all__ = ["release", "say_stages", "ship", "train"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -23,18 +25,18 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _recipe_command(function: _F) -> _F:
     """Add what all commands of this group take."""
     function = click.argument("recipe", type=click.Path(path_type=Path))(function)
-    function = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(function)
+    function = json_option()(function)
     return click.option("--quiet", is_flag=True, help="Show no progress.")(function)
 
 
-@click.command()
+@click.command(epilog=examples("lightship ship recipe.toml", "lightship ship recipe.toml --json > released.json"))
 @_recipe_command
 def ship(recipe: Path, as_json: bool, quiet: bool) -> None:
     """Everything from data to a signed release; stages whose inputs are unchanged are skipped."""
     _release(recipe, as_json, quiet)
 
 
-@click.command()
+@click.command(epilog=examples("lightship release recipe.toml"))
 @_recipe_command
 def release(recipe: Path, as_json: bool, quiet: bool) -> None:
     """Put what the gate lets through into the registry, signed. Runs the stages before it if they are not done."""
@@ -47,7 +49,7 @@ def _release(recipe: Path, as_json: bool, quiet: bool) -> None:
     with make_progress(quiet=quiet) as progress:
         shipped = run(recipe, progress=progress)
     if as_json:
-        click.echo(json.dumps(_shipped_json(shipped)))
+        say_json(_shipped_json(shipped))
         return
     released = shipped.released
     say_stages(shipped.stages)
@@ -56,7 +58,7 @@ def _release(recipe: Path, as_json: bool, quiet: bool) -> None:
         click.echo(f"  {line}")
     click.echo("\nEvidence")
     for row in released.evidence:
-        click.echo(f"  {row.verdict:<10} {row.check:<16} {row.summary}")
+        say_line(f"  {row.verdict:<10} {row.check:<16} {row.summary}")
     click.echo(f"\n  bundle     {released.bundle}")
     click.echo(f"  signed by  {released.signer}")
     click.echo(f"  report     {shipped.report}")
@@ -75,13 +77,8 @@ def _shipped_json(shipped: Shipped) -> dict[str, Any]:
             for row in released.evidence
         ],
         "report": str(shipped.report),
-        "stages": stages_json(shipped.stages),
+        "stages": [stage.to_json() for stage in shipped.stages],
     }
-
-
-def stages_json(stages: tuple[Finished, ...]) -> list[dict[str, Any]]:
-    """Return the stages of a run as JSON."""
-    return [{"stage": s.stage, "key": s.key, "skipped": s.skipped, "path": str(s.path)} for s in stages]
 
 
 def say_stages(stages: tuple[Finished, ...]) -> None:
@@ -90,7 +87,7 @@ def say_stages(stages: tuple[Finished, ...]) -> None:
         click.echo(f"  {stage.stage:<10} {'unchanged, skipped' if stage.skipped else 'done'}")
 
 
-@click.command()
+@click.command(epilog=examples("lightship train recipe.toml"))
 @_recipe_command
 def train(recipe: Path, as_json: bool, quiet: bool) -> None:
     """Read and split the data, train the model, export the reference graph."""
@@ -99,7 +96,7 @@ def train(recipe: Path, as_json: bool, quiet: bool) -> None:
     with make_progress(quiet=quiet) as progress:
         trained = run(recipe, progress=progress)
     if as_json:
-        click.echo(json.dumps({"reference": str(trained.reference_path), "stages": stages_json((trained.finished,))}))
+        say_json({"reference": str(trained.reference_path), "stages": [trained.finished.to_json()]})
         return
     say_stages((trained.finished,))
     click.echo(f"  {trained.headline}")

@@ -1,13 +1,22 @@
-"""A table for people on a terminal, and tab-separated lines for everything else."""
+"""Tables and long lines: fitted to a terminal for people, whole and tab-separated for everything else."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
 import click
 
-__all__ = ["say_table"]
+__all__ = ["say_line", "say_table"]
+
+
+def say_line(text: str) -> None:
+    """Print a line; on a terminal it is cut where it would wrap, so that a list stays a list."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = text if len(text) <= width else f"{text[: width - 1]}…"
+    click.echo(text)
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:

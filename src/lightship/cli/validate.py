@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 from lightship.cli.progress import make_progress
 from lightship.cli.server import key_in, trusted_by
-from lightship.cli.ship import say_stages, stages_json
+from lightship.cli.ship import say_stages
+from lightship.cli.table import say_line
 
 if TYPE_CHECKING:
     from lightship.bundle.statement import Evidence
@@ -19,7 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["validate"]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "lightship validate recipe.toml",
+        "lightship validate recipe.toml --variant mine.onnx",
+        "lightship validate digits:2 --endpoint https://models.example:8000 --out found.json",
+    )
+)
 @click.argument("what", metavar="RECIPE|NAME[@ALIAS|:VERSION]")
 @click.option(
     "--variant", type=click.Path(path_type=Path), help="Judge this graph file instead of the variants made here."
@@ -37,7 +46,7 @@ __all__ = ["validate"]
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.json",
               help="Keep what was found about an endpoint: as text for people, and signed.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option()
 def validate(
     what: str,
     variant: Path | None,
@@ -82,7 +91,7 @@ def validate(
     if out is not None:
         _keep(found, home, out)
     if as_json:
-        click.echo(json.dumps(_endpoint_json(found)))
+        say_json(_endpoint_json(found))
     else:
         _say_endpoint(found)
     if found.verdict is not Verdict.PASSED:
@@ -95,12 +104,12 @@ def _judge_recipe(recipe: Path, variant: Path | None, *, as_json: bool, quiet: b
     with make_progress(quiet=quiet) as progress:
         validated = run(recipe, variant=variant, progress=progress)
     if as_json:
-        click.echo(json.dumps({**validated.to_json(), "stages": stages_json((validated.finished,))}))
+        say_json({**validated.to_json(), "stages": [validated.finished.to_json()]})
         return
     say_stages((validated.finished,))
     click.echo(f"  chosen  {validated.chosen}")
     for each in validated.evidence:
-        click.echo(f"  {each.verdict:<10} {each.check:<16} {each.summary}")
+        say_line(f"  {each.verdict:<10} {each.check:<16} {each.summary}")
 
 
 def _endpoint_json(found: Evidence) -> dict[str, Any]:

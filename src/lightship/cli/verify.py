@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from lightship.cli.examples import examples
+from lightship.cli.json_answer import json_option, say_json
 
 if TYPE_CHECKING:
     from lightship.bundle.verify import Verification
@@ -16,9 +18,11 @@ __all__ = ["trust", "verify"]
 _MAX_PEM_BYTES = 1 << 16  # a public key has about a hundred
 
 
-@click.command()
+@click.command(
+    epilog=examples("lightship verify digits", "lightship verify digits:2 --json", "lightship verify ./digits-release")
+)
 @click.argument("what", metavar="NAME[@ALIAS|:VERSION]|PATH")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option()
 def verify(what: str, as_json: bool) -> None:
     """Recompute every digest and signature of a release in this home, or of a folder written by `deploy`.
 
@@ -26,7 +30,7 @@ def verify(what: str, as_json: bool) -> None:
     """
     found = _verify(what)
     if as_json:
-        click.echo(json.dumps(_as_json(found)))
+        say_json(_as_json(found))
         return
     kind = "a key of this home (local)" if found.signer.local else found.signer.name
     click.echo(f"{found.name}:{found.version} is whole: {found.files} files, {found.bytes:,} bytes")
@@ -77,7 +81,7 @@ def trust() -> None:
     """Name the signers whose releases this home believes."""
 
 
-@trust.command()
+@trust.command(epilog=examples("lightship trust add release-team.pem --name release-team"))
 @click.argument("public_key", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Who the key belongs to, e.g. release-team.")
 def add(public_key: Path, name: str) -> None:
@@ -92,7 +96,7 @@ def add(public_key: Path, name: str) -> None:
     click.echo(f"Trusted {signer.name}  {signer.key_id}")
 
 
-@trust.command(name="list")
+@trust.command(name="list", epilog=examples("lightship trust list"))
 def list_signers() -> None:
     """List the signers that this home trusts."""
     from lightship.bundle.signing import TrustStore
@@ -102,7 +106,7 @@ def list_signers() -> None:
         click.echo(f"{signer.key_id}  {signer.name}{'  (made by this home)' if signer.local else ''}")
 
 
-@trust.command()
+@trust.command(epilog=examples("lightship trust export --out mine.pem"))
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 def export(out: Path | None) -> None:
     """Print the public key that this home signs with, to be trusted elsewhere."""

@@ -45,6 +45,10 @@ class Finished:
     path: Path
     skipped: bool
 
+    def to_json(self) -> dict[str, Json]:
+        """Return it for programs."""
+        return {"stage": self.stage, "key": self.key, "skipped": self.skipped, "path": str(self.path)}
+
 
 class StageCache:
     """The stages of one recipe, in one folder."""

@@ -51,7 +51,7 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
     evidence = [each.evidence for each in found.evidence]
     said = {each.check: each for each in reversed(evidence)}
     telling = [said[check].summary for check in _TELLING if check in said and said[check].verdict is Verdict.PASSED]
-    open_ = [f"Unproven: {said['accuracy'].summary}"] if _is_unproven(said, "accuracy") else []
+    telling += [said["accuracy"].summary] if _is_unproven(said, "accuracy") else []
     name = found.title
     return facts_of(
         evidence,
@@ -61,7 +61,7 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
             created=record.created,
             released=True,
             headline=_headline(default.name, said, status=record.status),
-            reasons=tuple(f"{line}." for line in (*telling, *open_)),
+            reasons=tuple(f"{line}." for line in telling),
             task=manifest.task.name,
             chosen=default.name,
             status=record.status,
@@ -91,7 +91,10 @@ def _is_unproven(said: Mapping[str, Evidence], check: str) -> bool:
 
 def _headline(runs: str, said: Mapping[str, Evidence], *, status: str) -> str:
     """Say what runs and how fast; of a release that nobody judged, that nobody did."""
-    unjudged = " How good its answers are was not judged." if status == "structural" else ""
+    unjudged = ""
+    if status == "structural":
+        known = "accuracy" in said and said["accuracy"].measured.get("accuracy")
+        unjudged = f" {'Whether its accuracy is enough' if known else 'How good its answers are'} was not judged."
     if runs == REFERENCE:
         return f"It runs the reference, the model as it was exported.{unjudged}"
     ratio = interval_of(said["latency"].measured.get("time_ratio")) if "latency" in said else None
@@ -141,13 +144,16 @@ def kept_facts(
     """
     stays = release_facts(home, reference)
     tried = Evidence("search", Verdict.PASSED, {}, f"{len(_candidates(search))} variants tried", search, {})
+    headline = "Nothing that was tried is shown to be better than the reference: it stays."
+    if outcomes:
+        headline = "Nothing that was tried passed the gate: the reference stays."
     given = Given(
         name=stays.name,
         version=stays.version,
         created=created,
         released=True,
-        headline="Nothing that was tried is shown to be better and as good: the reference stays.",
-        reasons=words,
+        headline=headline,
+        reasons=tuple(f"{word[:1].upper()}{word[1:]}" for word in words if word.lower() not in headline.lower()),
         task=stays.task,
         chosen=REFERENCE,
         status="kept",

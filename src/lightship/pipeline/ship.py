@@ -21,7 +21,7 @@ from lightship.pipeline.stages.train import Trained
 from lightship.pipeline.stages.train import train as run_train
 from lightship.pipeline.stages.validate import Validated
 from lightship.pipeline.stages.validate import validate as run_validate
-from lightship.types import Progress, Silent
+from lightship.types import Json, Progress, Silent
 from lightship.validate.gate import require
 
 __all__ = ["Shipped", "optimize", "release", "ship", "train", "validate"]
@@ -69,8 +69,9 @@ def ship(recipe: Path | str, *, home: Path | str | None = None, progress: Progre
 
 
 def _refuse(bench: Bench, report: Path, validated: Validated) -> None:
-    """Say no, with every reason and where to read more."""
-    require(validated.decision, what=f"{bench.recipe.name} ({validated.chosen}; report: {report})")
+    """Say no, with every reason and where to read more; to programs with all that was found."""
+    found: dict[str, Json] = {**validated.to_json(), "stages": [validated.finished.to_json()], "report": str(report)}
+    require(validated.decision, what=f"{bench.recipe.name} ({validated.chosen}; report: {report})", found=found)
 
 
 release = ship

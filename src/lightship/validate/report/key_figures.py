@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lightship.bundle.manifest import REFERENCE
-from lightship.types import Interval
+from lightship.types import Interval, Verdict
 from lightship.validate.report import numerals
 from lightship.validate.report.facts import ReportFacts, VariantFacts
 from lightship.validate.report.words import key_quality, missing_of
@@ -83,15 +83,28 @@ def _throughput(chosen: VariantFacts) -> KeyFigure | None:
 
 def _quality(facts: ReportFacts) -> Iterator[KeyFigure]:
     key = key_quality(facts)
+    chosen = next((one for one in facts.variants if one.chosen), None)
+    if key is None and facts.front is not None and chosen is not None and chosen.quality is not None:
+        unit = "cosine" if facts.front.measure == "Cosine" else "share"
+        limits = f"{numerals.quality_range(chosen.quality, unit)} at {numerals.level(chosen.quality.confidence)}"
+        words = (limits, f"{chosen.quality.n:,} selection rows")
+        yield KeyFigure(facts.front.measure, numerals.quality(chosen.quality, unit), words)
+        return
     if key is None:
         yield KeyFigure("Quality", numerals.DASH, ("not judged",), tone="undecided", link="unproven")
         return
     limits = f"{numerals.quality_range(key.value, key.unit)} at {numerals.level(key.value.confidence)}"
-    yield KeyFigure(key.name, numerals.quality(key.value, key.unit), (limits, f"{key.value.n:,} rows"))
+    yield KeyFigure(
+        key.name,
+        numerals.quality(key.value, key.unit),
+        (limits, ", ".join(filter(None, (key.against, f"{key.value.n:,} rows")))),
+    )
     if facts.cost is not None:
         cost = facts.cost
-        limits = f"{numerals.points_range(cost)} at {numerals.level(cost.confidence)}"
-        yield KeyFigure("Accuracy change, points", numerals.points(cost.estimate), (limits, "against the reference"))
+        limits = f"points; {numerals.points_range(cost)} at {numerals.level(cost.confidence)}"
+        worse = any(one.check == "noninferiority" and one.verdict is Verdict.FAILED for one in facts.evidence)
+        tone = "failed" if worse else ""
+        yield KeyFigure("Accuracy change", numerals.points(cost.estimate), (limits, "against the reference"), tone=tone)
     elif facts.gate_accuracy is None and (broken := _broken(facts)) is not None:
         limits = f"{numerals.percent_range(broken)} at {numerals.level(broken.confidence)}"
         yield KeyFigure("Broken rows", numerals.percent(broken.estimate), (limits, "with quite another answer"))

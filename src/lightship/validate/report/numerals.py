@@ -115,7 +115,7 @@ def times_range(value: Interval | None) -> str:
 
 def per_second(rows: float | None) -> str:
     """Return a throughput with three significant digits: ``1,820/s``."""
-    return f"{_significant(rows)}/s" if rows is not None and _known(rows) else DASH
+    return f"{_significant(float(f'{rows:.3g}'))}/s" if rows is not None and _known(rows) else DASH
 
 
 def share_of(share: float) -> str:

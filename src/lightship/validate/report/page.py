@@ -72,7 +72,7 @@ def render_page(facts: ReportFacts) -> str:
     The text has no lone surrogates, whatever the facts hold, and no NaN.
     """
     word, tone = released_word(facts)
-    chosen_word = "chosen" if facts.released else "candidate"
+    chosen_word = "stays" if facts.status == "kept" else "chosen" if facts.released else "candidate"
     measure = facts.front.measure if facts.front else "Accuracy"
     order = numbered(facts.variants)
     dropped = [each for each in order if state_of(each[1]) == "dropped"]

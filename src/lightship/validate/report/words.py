@@ -50,11 +50,16 @@ def released_word(facts: ReportFacts) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class KeyQuality:
-    """The one figure of quality that comes first."""
+    """The one figure of quality that comes first.
+
+    Attributes:
+        against: what it is measured against, if anything.
+    """
 
     name: str
     unit: str
     value: Interval
+    against: str = ""
 
 
 def key_quality(facts: ReportFacts) -> KeyQuality | None:
@@ -63,7 +68,7 @@ def key_quality(facts: ReportFacts) -> KeyQuality | None:
         return KeyQuality("Accuracy", "share", facts.gate_accuracy)
     if facts.fidelity:
         name, unit, value = facts.fidelity[0]
-        return KeyQuality(f"{name} with the reference", unit, value)
+        return KeyQuality(name, unit, value, against="with the reference")
     return None
 
 
