@@ -19,7 +19,7 @@ from lightship.bundle.release import Release, sign_release
 from lightship.bundle.signing import PrivateKey, TrustStore
 from lightship.bundle.statement import Evidence, sign_evidence
 from lightship.bundle.store import BlobStore
-from lightship.types import Interface, TensorSpec, Verdict
+from lightship.types import Interface, TensorSpec, ValueRange, Verdict
 
 CREATED = "2026-01-31T12:00:00Z"
 
@@ -38,6 +38,7 @@ def bundle_parts(*, graph: bytes = b"abc") -> dict[str, Any]:
             inputs=(TensorSpec("image", "FP32", ("batch", 1, 28, 28)),),
             outputs=(TensorSpec("logits", "FP32", ("batch", 2)),),
             proven={"batch": (1, 33)},
+            values={"image": ValueRange(-0.4242, 1e30)},
         ),
         "variants": [
             Variant("reference", "onnxruntime", "variants/reference/model.onnx", "fp32", {"threads": 1}),

@@ -27,6 +27,7 @@ NAME = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
 RELEASE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 PART = re.compile("[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,19})(\.[0-9]{1,22})?(e[+-][0-9]{2,3})?")
 DECIMAL = re.compile(r"(0|[1-9][0-9]{0,15})(\.[0-9]{1,32})?(e-?[0-9]{1,2})?")
 EVIDENCE_FILE = re.compile(r"evidence/[a-z0-9][a-z0-9._-]{0,63}-[0-9a-f]{12}\.json")
 DTYPES = "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 FP32 FP64 BYTES".split()
@@ -252,9 +253,22 @@ def check_status(release, verdicts):
 # --- the manifest ---------------------------------------------------------------------------------------------------
 
 
-def check_interface(value):
+def check_ranges(value, what):
+    numbers = {tensor["name"]: tensor["dtype"] for tensor in value["inputs"]}
+    need(obj(value["values"], what), f"{what}: values")
+    for name, allowed in value["values"].items():
+        need(numbers.get(name) not in (None, "BOOL", "BYTES"), f"{what}: values")
+        keys(allowed, "high infinite low nan", what)
+        kind = int if "INT" in numbers[name] else float
+        low, high = (kind(match(NUMBER, allowed[key], what)) for key in ("low", "high"))
+        need(repr(low) == allowed["low"] and repr(high) == allowed["high"], f"{what}: values")
+        need(low <= high, f"{what}: values")
+        need(all(type(allowed[key]) is bool for key in ("nan", "infinite")), f"{what}: values")
+
+
+def check_interface(value, version):
     what = "bundle.json: interface"
-    keys(value, "inputs outputs proven", what)
+    keys(value, "inputs outputs proven" + (" values" if version > 1 else ""), what)
     free = set()
     for side in ("inputs", "outputs"):
         tensors = items(value[side], 1, 256, what)
@@ -272,20 +286,22 @@ def check_interface(value):
         low, high = items(bounds, 2, 2, what)
         need(name in free, f"{what}: proven")
         integer(high, integer(low, 1, 2**31 - 1, what), 2**31 - 1, what)
+    if version > 1:
+        check_ranges(value, what)
     return {tensor["name"] for tensor in value["outputs"]}
 
 
 def check_manifest(value):
     what = "bundle.json"
-    need(obj(value, what).get("format_version") == 1, f"{what}: format_version")
+    need(obj(value, what).get("format_version") in (1, 2), f"{what}: format_version")
     keys(value, "default files format_version golden interface lineage task variants", what)
-    integer(value["format_version"], 1, 1, what)
+    version = integer(value["format_version"], 1, 2, what)
     task = keys(value["task"], "codec_version config name", what)
     match(NAME, task["name"], what)
     integer(task["codec_version"], 1, 10**6, what)
     obj(task["config"], what)
     obj(value["lineage"], what)
-    outputs = check_interface(value["interface"])
+    outputs = check_interface(value["interface"], version)
     used = set()
     for variant in items(value["variants"], 1, 64, what):
         keys(variant, "engine files graph name options precision", what)

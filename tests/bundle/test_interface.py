@@ -9,7 +9,7 @@ import pytest
 
 from lightship.bundle.interface import interface_from_json, interface_to_json
 from lightship.errors import BundleRefused
-from lightship.types import Interface, TensorSpec
+from lightship.types import Interface, TensorSpec, ValueRange
 
 GOOD: dict[str, Any] = {
     "inputs": [{"name": "image", "dtype": "FP32", "shape": ["batch", 1, 28, 28]}],
@@ -27,7 +27,7 @@ def test_interface_round_trip():
     )
 
     assert interface_to_json(interface) == GOOD
-    assert interface_from_json(GOOD, at="i") == interface
+    assert interface_from_json(GOOD, at="i", with_values=False) == interface
 
 
 def changed(place: str, value: object) -> dict[str, Any]:
@@ -62,4 +62,42 @@ def changed(place: str, value: object) -> dict[str, Any]:
 def test_wrong_interfaces_are_refused(place, value, reason):
     """Each part of an interface has its rule."""
     with pytest.raises(BundleRefused, match=reason):
-        interface_from_json(changed(place, value), at="i")
+        interface_from_json(changed(place, value), at="i", with_values=False)
+
+
+VALUES = {"image": {"low": "-100.0", "high": "1e+30", "nan": False, "infinite": True}}
+
+
+def test_ranges_of_values_round_trip():
+    """Doubles are written as text, and come back to the bit."""
+    interface = interface_from_json({**GOOD, "values": VALUES}, at="i", with_values=True)
+
+    assert interface.values == {"image": ValueRange(-100.0, 1e30, infinite=True)}
+    assert interface_to_json(interface) == {**GOOD, "values": VALUES}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({}, "at least one member"),
+        ({"logits": VALUES["image"]}, "'logits', which is no input of numbers"),
+        ({"image": {**VALUES["image"], "low": "-100"}}, "must be the shortest decimal"),
+        ({"image": {**VALUES["image"], "low": "nan"}}, "must be the shortest decimal"),
+        ({"image": {**VALUES["image"], "high": "1e+400"}}, "must be the shortest decimal"),
+        ({"image": {**VALUES["image"], "high": "-200.0"}}, "a range from low to high"),
+        ({"image": {**VALUES["image"], "nan": 0}}, "must be true or false"),
+        ({"image": {"low": "0.0", "high": "1.0"}}, "lacks the key 'infinite'"),
+    ],
+)
+def test_wrong_ranges_of_values_are_refused(values, reason):
+    """One spelling for one range, so that one bundle has one name."""
+    with pytest.raises(BundleRefused, match=reason):
+        interface_from_json({**GOOD, "values": values}, at="i", with_values=True)
+
+
+def test_a_bundle_without_ranges_is_read_and_one_with_them_is_newer():
+    """Old bundles stay readable; where there are no values the key is not there."""
+    with pytest.raises(BundleRefused, match="unknown key 'values'"):
+        interface_from_json({**GOOD, "values": VALUES}, at="i", with_values=False)
+    with pytest.raises(BundleRefused, match="lacks the key 'values'"):
+        interface_from_json(GOOD, at="i", with_values=True)

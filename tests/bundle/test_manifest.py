@@ -99,12 +99,12 @@ def test_broken_bytes_are_refused(shipped, damage, reason):
         Manifest.from_bytes(damage(shipped.manifest.to_bytes()))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, None])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None])
 def test_another_format_version_says_what_is_read(document, version):
     """The version is looked at before anything else, also when other keys are unknown."""
     document = {"format_version": version, "unknown": {}}
 
-    with pytest.raises(BundleRefused, match=r"has format_version .*This program reads version 1"):
+    with pytest.raises(BundleRefused, match=r"has format_version .*This program reads versions 1 to 2"):
         Manifest.from_bytes(canonical_json(document))
 
 

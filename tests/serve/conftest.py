@@ -30,7 +30,7 @@ from lightship.engine.runner import Runner, load_runner
 from lightship.registry.database import open_database
 from lightship.serve.access import KeyFile, Role
 from lightship.tasks.image_classification import ImageClassification
-from lightship.types import Interface
+from lightship.types import Interface, ValueRange
 
 DEADLINE_S = 30.0
 
@@ -94,11 +94,13 @@ def release(
     graph: bytes | None = None,
     proposed: Variant | None = None,
     proposed_off: float = 0.0,
+    values: Mapping[str, ValueRange] | None = None,
 ) -> int:
     """Put the small model into a home, signed, and return its version.
 
     With ``mean != golden_mean`` the golden outputs are those of another preprocessing than the bundle's own. A variant
     that is proposed is the default, of the same graph; ``proposed_off`` is how far its golden outputs are off.
+    ``values`` are those that were proven.
     """
     graph = graph or tiny_cnn()
     runner = load_runner(graph)
@@ -120,7 +122,7 @@ def release(
     manifest = build_bundle(
         store,
         task=TaskRef(task.name, task.codec_version, task.config()),
-        interface=Interface(task.inputs, task.outputs, proven={"batch": (1, PROVEN_BATCH)}),
+        interface=Interface(task.inputs, task.outputs, proven={"batch": (1, PROVEN_BATCH)}, values=values or {}),
         variants=variants,
         default=variants[-1].name,
         golden=Golden(tuple(f"golden/inputs/{index}.png" for index in range(3)), expected),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightship.engine.runner import Runner
+from lightship.engine.values import require_proven
 from lightship.errors import InvalidTensor, LightshipError
 from lightship.tasks.tensors import BATCH, is_batched
 from lightship.types import DTYPES, Interface, TensorSpec
@@ -23,7 +24,7 @@ def run_rows(runner: Runner, interface: Interface, inputs: Mapping[str, np.ndarr
         inputs: by name; with the batch axis, where there is one. Texts may be ``S``, ``U`` or objects.
 
     Raises:
-        InvalidTensor: a name, dtype or shape that the model does not take; the message says which.
+        InvalidTensor: a name, dtype, shape or value that the model does not take; the message says which.
         LightshipError: the graph failed.
     """
     wanted = {spec.name for spec in interface.inputs}
@@ -37,6 +38,7 @@ def run_rows(runner: Runner, interface: Interface, inputs: Mapping[str, np.ndarr
     arrays = {}
     for spec in interface.inputs:
         arrays[spec.name] = _checked(spec, inputs[spec.name], sizes, interface, batched=batched)
+    require_proven(arrays, interface.values)
     if not batched:
         return runner.run(arrays)
     least, most = interface.proven.get(BATCH, (1, 1))

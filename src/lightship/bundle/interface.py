@@ -1,34 +1,51 @@
-"""The interface of a graph as JSON: names, dtypes, symbolic shapes, and the proven range of each free dimension."""
+"""The interface of a graph as JSON: names, dtypes, symbolic shapes, proven ranges of free dimensions and of values."""
 
 from __future__ import annotations
 
+import math
+import re
+
 from lightship.bundle.document import take_int, take_list, take_mapping, take_object, take_text
 from lightship.errors import BundleRefused
-from lightship.types import DTYPES, Dim, Interface, Json, TensorSpec
+from lightship.types import DTYPES, Dim, Interface, Json, TensorSpec, ValueRange
 
 __all__ = ["interface_from_json", "interface_to_json"]
 
 _MAX_TENSORS = 256
 _MAX_RANK = 16
 _MAX_SIZE = 2**31 - 1
+_WITHOUT_VALUES = {"BOOL", "BYTES"}
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,19})(\.[0-9]{1,17})?(e[+-][0-9]{2,3})?")
 
 
 def interface_to_json(interface: Interface) -> dict[str, Json]:
-    """Return the JSON form: ``{"inputs": [...], "outputs": [...], "proven": {"batch": [1, 33]}}``."""
+    """Return the JSON form: ``{"inputs": [...], "outputs": [...], "proven": {"batch": [1, 33]}}``.
+
+    With ranges of values, if some were proven: ``"values": {"x": {"low": "-100.0", "high": "100.0", "nan": false,
+    "infinite": false}}``.
+    """
+    values: dict[str, Json] = {name: _values_to_json(found) for name, found in interface.values.items()}
     return {
         "inputs": [_tensor_to_json(tensor) for tensor in interface.inputs],
         "outputs": [_tensor_to_json(tensor) for tensor in interface.outputs],
         "proven": {name: [low, high] for name, (low, high) in interface.proven.items()},
+        **({"values": values} if values else {}),
     }
 
 
-def interface_from_json(value: Json, *, at: str) -> Interface:
+def interface_from_json(value: Json, *, at: str, with_values: bool) -> Interface:
     """Return the interface that ``value`` describes.
 
+    Args:
+        value: the JSON form.
+        at: where it stands, for messages.
+        with_values: it has ranges of values, as from format version 2 on.
+
     Raises:
-        BundleRefused: an unknown key, dtype or size, a name twice, or a proven range of a dimension that is not free.
+        BundleRefused: an unknown key, dtype or size, a name twice, a proven range of a dimension that is not free, or
+            of the values of what is no input of numbers.
     """
-    members = take_object(value, ("inputs", "outputs", "proven"), at=at)
+    members = take_object(value, ("inputs", "outputs", "proven", *(("values",) if with_values else ())), at=at)
     inputs = _tensors(members["inputs"], at=f"{at}.inputs")
     outputs = _tensors(members["outputs"], at=f"{at}.outputs")
     free = {dim for tensor in (*inputs, *outputs) for dim in tensor.shape if isinstance(dim, str)}
@@ -37,7 +54,45 @@ def interface_from_json(value: Json, *, at: str) -> Interface:
         if name not in free:
             raise BundleRefused(f"{at}.proven names {name[:100]!r}, which is no free dimension.")
         proven[name] = _range(bounds, at=f"{at}.proven.{name}")
-    return Interface(inputs=inputs, outputs=outputs, proven=proven)
+    values = {}
+    if with_values:
+        numbers = {tensor.name: tensor.dtype for tensor in inputs if tensor.dtype not in _WITHOUT_VALUES}
+        for name, found in take_mapping(members["values"], at=f"{at}.values").items():
+            if name not in numbers:
+                raise BundleRefused(f"{at}.values names {name[:100]!r}, which is no input of numbers.")
+            values[name] = _values(found, whole="INT" in numbers[name], at=f"{at}.values.{name[:100]}")
+        if not values:
+            raise BundleRefused(f"{at}.values must have at least one member; without any it is left out.")
+    return Interface(inputs=inputs, outputs=outputs, proven=proven, values=values)
+
+
+def _values_to_json(values: ValueRange) -> dict[str, Json]:
+    return {"low": repr(values.low), "high": repr(values.high), "nan": values.nan, "infinite": values.infinite}
+
+
+def _values(value: Json, *, whole: bool, at: str) -> ValueRange:
+    members = take_object(value, ("low", "high", "nan", "infinite"), at=at)
+    low, high = (_number(members[key], whole=whole, at=f"{at}.{key}") for key in ("low", "high"))
+    others = [members[key] for key in ("nan", "infinite")]
+    if not all(isinstance(other, bool) for other in others) or (whole and any(others)):
+        raise BundleRefused(f"{at}: nan and infinite must be true or false, and false for whole numbers.")
+    if low > high:
+        raise BundleRefused(f"{at} must be a range from low to high. Got {low!r} to {high!r}.")
+    return ValueRange(low, high, nan=bool(others[0]), infinite=bool(others[1]))
+
+
+def _number(value: Json, *, whole: bool, at: str) -> float:
+    """Return a number written as Python's ``repr`` writes it: digits for whole ones, else the shortest decimal."""
+    text = take_text(value, at=at, max_chars=64)
+    if _NUMBER.fullmatch(text):
+        try:
+            number: float = int(text) if whole else float(text)
+        except ValueError:
+            number = math.nan  # digits with a fraction
+        if math.isfinite(number) and repr(number) == text:
+            return number
+    kind = "a whole number such as '30521'" if whole else "the shortest decimal of a double such as '-100.0' or '1e+30'"
+    raise BundleRefused(f"{at} must be {kind}, as text. Got {text!r}.")
 
 
 def _tensor_to_json(tensor: TensorSpec) -> dict[str, Json]:

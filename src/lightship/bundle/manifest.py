@@ -44,7 +44,9 @@ __all__ = [
     "Variant",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version. A bundle whose interface has no ranges of values is written as version 1, which all can read."""
+
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 1 << 40
@@ -141,7 +143,11 @@ class Manifest:
     golden: Golden
     lineage: Mapping[str, Json]
     files: tuple[FileEntry, ...]
-    format_version: int = FORMAT_VERSION
+
+    @property
+    def format_version(self) -> int:
+        """The least version of the format that can say this: 2 with ranges of values, else 1."""
+        return FORMAT_VERSION if self.interface.values else 1
 
     @property
     def digest(self) -> Digest:
@@ -175,11 +181,13 @@ class Manifest:
             BundleRefused: the bytes are not a manifest of a version that this program reads, or break one of its rules.
         """
         document = take_mapping(parse_document(data, what=what, max_bytes=MAX_MANIFEST_BYTES), at=what)
-        _check_version(document.get("format_version"), what=what)
+        version = _version(document.get("format_version"), what=what)
         members = take_object(document, _KEYS, at=what)
         manifest = cls(
             task=_task(members["task"], at=f"{what}: task"),
-            interface=interface_from_json(members["interface"], at=f"{what}: interface"),
+            interface=interface_from_json(
+                members["interface"], at=f"{what}: interface", with_values=version >= FORMAT_VERSION
+            ),
             variants=_variants(members["variants"], at=f"{what}: variants"),
             default=take_name(members["default"], at=f"{what}: default"),
             golden=_golden(members["golden"], at=f"{what}: golden"),
@@ -224,12 +232,13 @@ def _golden_to_json(golden: Golden) -> dict[str, Any]:
     return {"expected": expected, "inputs": list(golden.inputs)}
 
 
-def _check_version(version: Json, *, what: str) -> None:
-    if type(version) is not int or version != FORMAT_VERSION:
+def _version(version: Json, *, what: str) -> int:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise BundleRefused(
-            f"{what} has format_version {version!r}. This program reads version {FORMAT_VERSION}; "
+            f"{what} has format_version {version!r}. This program reads versions 1 to {FORMAT_VERSION}; "
             "use the version of Lightship that wrote it, or a newer one."
         )
+    return version
 
 
 def _task(value: Json, *, at: str) -> TaskRef:

@@ -81,6 +81,8 @@ def _interface(found: Statements) -> dict[str, Json]:
             topic[f"{side[:-1]} {tensor['name']}"] = f"{tensor['dtype']} [{shape}]"
     for name, bounds in found.manifest.interface.proven.items():
         topic[f"proven {name}"] = f"{bounds[0]} to {bounds[1]}"
+    for name, values in found.manifest.interface.values.items():
+        topic[f"values of {name}"] = str(values)
     return topic
 
 

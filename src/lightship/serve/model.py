@@ -443,7 +443,7 @@ class ServedModel:
     def _deliver(self, batch: Batch, done: Done, payload: memoryview) -> None:
         items = batch.items
         if done.failed:
-            failed = {failure.index: error_named(failure.error, failure.message) for failure in done.failed}
+            failed = {each.index: error_named(each.error, items[each.index].told(each.message)) for each in done.failed}
             for index, error in failed.items():
                 items[index].work.finish(None, error)
             items = [item for index, item in enumerate(items) if index not in failed]

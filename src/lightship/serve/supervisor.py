@@ -217,6 +217,7 @@ class Supervisor:
             tolerance=source.tolerance,
             background=background,
             memory_bytes=self.memory_limit_bytes,
+            values=dict(source.interface.values),
         )
         return message, [
             source.graph,

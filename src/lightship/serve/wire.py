@@ -21,6 +21,7 @@ import msgspec
 
 from lightship.errors import WorkerFailed
 from lightship.serve.slots import SLOT_BYTES, Slots
+from lightship.types import ValueRange
 
 __all__ = [
     "STOP_BYTES",
@@ -74,6 +75,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
         expected: (name of the output, size of its ``.npy`` file).
         background: others are being served: load with a lower priority.
         memory_bytes: how much more memory it may take from here on; 0 is no limit.
+        values: by input, the values that were proven; a request with others is refused.
     """
 
     model: str
@@ -90,6 +92,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
     tolerance: str
     background: bool = False
     memory_bytes: int = 0
+    values: dict[str, ValueRange] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):

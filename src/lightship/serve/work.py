@@ -100,6 +100,10 @@ class Part(Item, kw_only=True):
     stop: int
     tries: int = 0
 
+    def told(self, message: str) -> str:
+        """Return what is wrong with these rows for whoever sent the request, of which they may be a later part."""
+        return f"{message} (Places count from row {self.start} of the request.)" if self.start else message
+
 
 @dataclass(slots=True)
 class Batch:

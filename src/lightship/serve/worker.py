@@ -21,9 +21,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
 
@@ -33,7 +34,8 @@ import numpy as np
 from lightship.engine.difference import require_golden
 from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
-from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, LightshipError, OutOfMemory
+from lightship.engine.values import are_proven, require_proven
+from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, InvalidTensor, LightshipError, OutOfMemory
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.slots import mapped_slots
 from lightship.serve.tensors import PackedTensor, pack, unpack
@@ -55,7 +57,7 @@ from lightship.serve.wire import (
 )
 from lightship.tasks.registry import load_task
 from lightship.tasks.task import Task, Tensors
-from lightship.types import DTYPES, Dim
+from lightship.types import DTYPES, Dim, ValueRange
 
 __all__ = ["work"]
 
@@ -96,13 +98,22 @@ class _Ran:
 class Worker:
     """Runs batches; knows nothing of sockets."""
 
-    def __init__(self, runner: Runner, task: Task, *, batched: bool = True, threads: int = 1) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        task: Task,
+        *,
+        batched: bool = True,
+        threads: int = 1,
+        values: Mapping[str, ValueRange] | None = None,
+    ) -> None:
         self.threads = threads
         self.row_s = math.inf
         """The least time that the smallest batch took in the warm-up."""
         self._runner = runner
         self._task = task
         self._batched = batched
+        self._values = values or {}
         self._sample: Callable[[int], Tensors] = self._zeros
         self._current = self._stopped = 0  # batches are numbered from 1
         self._turn = threading.Lock()
@@ -195,8 +206,29 @@ class Worker:
                 packed = PackedTensor(head.name, head.dtype, head.shape, payload[at : at + head.size])
                 inputs[head.name] = unpack(packed)
                 at += head.size
-            return _Prepared(message.batch, [*message.rows], inputs)
+            prepared = _Prepared(message.batch, [*message.rows], inputs)
+            if self._values and not are_proven(inputs, self._values):
+                self._refuse_values(prepared)
+            return prepared
         return self._encode(message, payload)
+
+    def _refuse_values(self, prepared: _Prepared) -> None:
+        """Take the requests out of a batch that have values outside of what was proven; the others run."""
+        stops = [*accumulate(prepared.rows)]
+        kept: list[Tensors] = []
+        for index, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)):
+            mine = prepared.inputs
+            if self._batched:
+                mine = {name: array[start:stop] for name, array in mine.items()}
+            try:
+                require_proven(mine, self._values)
+            except InvalidTensor as exc:
+                prepared.failed[index] = exc.with_traceback(None)
+                prepared.rows[index] = 0
+            else:
+                kept.append(mine)
+        if kept and self._batched:
+            prepared.inputs = {name: np.concatenate([one[name] for one in kept]) for name in kept[0]}
 
     def _encode(self, message: RunRaw, payload: memoryview) -> _Prepared:
         started = time.perf_counter_ns()
@@ -330,7 +362,7 @@ def _load(message: Load, payload: memoryview) -> Worker:
         given = EngineOptions.from_json(message.options, threads=threads)
         options = replace(given, audited=True, batched=message.batch_rows > 0)
         runner = load_runner(graph, engine=message.engine, options=options)
-        worker = Worker(runner, task, batched=options.batched, threads=threads)
+        worker = Worker(runner, task, batched=options.batched, threads=threads, values=message.values)
         worker.self_test(golden, expected, tolerance=float(message.tolerance))
         worker.warm_up(golden, message.batch_rows)
         return worker

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lightship.bundle.statement import Evidence
 from lightship.errors import InvalidInput, LightshipError
-from lightship.types import Json, Verdict
+from lightship.types import Json, ValueRange, Verdict
 
-__all__ = ["MAGNITUDES", "check_values"]
+__all__ = ["MAGNITUDES", "Seen", "check_values", "proven_values"]
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -85,6 +85,7 @@ def check_values(
     masked: list[str] = []
     contaminated: list[str] = []
     proven: dict[str, dict[str, Json]] = {name: {"magnitude": None, "nan": None} for name in usual}
+    reached: dict[str, list[tuple[float, bool]]] = {}
     first = ""
     for case in cases:
         found = [_try(run, usual, case, base, tolerance) for run, base in zip(runs, baselines, strict=True)]
@@ -107,9 +108,11 @@ def check_values(
         )
         if case.name == "NaN":
             proven[case.input]["nan"] = last.kind
-        if case.magnitude is not None and last.kind == FINITE and not last.problem:
-            known = proven[case.input]["magnitude"]
-            proven[case.input]["magnitude"] = max(float(str(known or 0)), case.magnitude)
+        if case.magnitude is not None:
+            good = all(each.kind == FINITE and not each.problem for each in found)
+            reached.setdefault(case.input, []).append((case.magnitude, good))
+    for name, steps in reached.items():
+        proven[name]["magnitude"] = _unbroken(steps)
     empty = [_try_empty(run, usual) for run in runs]
     tried.append(
         {
@@ -143,18 +146,66 @@ def check_values(
     )
 
 
+class Seen:
+    """The values that usual rows have, by input: what a model was judged on must not be refused."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[str, ValueRange] = {}
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Note the values of some rows; of inputs of floats only."""
+        for name, array in rows.items():
+            if array.dtype.kind != "f" or not array.size:
+                continue
+            finite = array[np.isfinite(array)]
+            ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+            found = ValueRange(*ends, nan=bool(np.isnan(array).any()), infinite=bool(np.isinf(array).any()))
+            known = self.ranges.get(name, found)
+            self.ranges[name] = ValueRange(
+                min(known.low, found.low),
+                max(known.high, found.high),
+                nan=known.nan or found.nan,
+                infinite=known.infinite or found.infinite,
+            )
+
+
+def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
+    """Return what a server may run, for ``Interface.values``; nothing of inputs that were not tried.
+
+    From minus to plus the magnitude up to which reference and variant answered well, and at least what usual rows
+    have. NaN and infinities only where usual rows have them: an answer to them is else an accident of the kernels, as
+    where a rectifier takes NaN for zero.
+
+    Args:
+        evidence: of ``check_values``.
+        seen: every row that the model was judged on.
+    """
+    proven = evidence.measured.get("proven")
+    if evidence.verdict is not Verdict.PASSED or not isinstance(proven, dict):
+        return {}
+    ranges = {}
+    for name, usual in seen.ranges.items():
+        tried = proven.get(name)
+        if isinstance(tried, dict):
+            magnitude = tried.get("magnitude")
+            reach = float(magnitude) if isinstance(magnitude, int | float) else 0.0
+            ranges[name] = replace(usual, low=min(-reach, usual.low), high=max(reach, usual.high))
+    return ranges
+
+
 def _cases(usual: Mapping[str, np.ndarray], random: np.random.Generator) -> list[_Case]:
     cases: list[_Case] = []
     for name, array in usual.items():
         row, kind = array[:1].reshape(array.shape[1:]), array.dtype.kind  # an array also where it is one text
         if kind == "f":
             whole: dict[str, object] = {"NaN": np.nan, "+infinity": np.inf, "-infinity": -np.inf}
-            whole |= {"largest": np.finfo(array.dtype).max, "least": np.finfo(array.dtype).min}
             whole |= {"smallest": np.finfo(array.dtype).tiny, "zeros": 0.0}
             one = row.copy()
             one.reshape(-1)[:1] = np.nan
             cases.append(_Case("one NaN", name, one))
             top = float(np.finfo(array.dtype).max)
+            for label, value in (("largest", top), ("least", -top)):
+                cases.append(_Case(label, name, np.full_like(row, value), top))
             for magnitude in (each for each in MAGNITUDES if each < top):
                 drawn = (random.uniform(-1, 1, size=row.shape) * magnitude).astype(array.dtype)
                 cases.append(_Case(f"random up to {magnitude:g}", name, drawn, magnitude))
@@ -188,6 +239,12 @@ def _try(
         moved = "to NaN or infinity" if math.isinf(worst) else f"by {worst:.3g}, allowed {tolerance:.3g}"
         return _Found(kind, worst, f"the other rows of the batch move {moved}")
     return _Found(kind, worst if len(others) else None)
+
+
+def _unbroken(steps: Sequence[tuple[float, bool]]) -> float | None:
+    """Return the largest magnitude up to which every one that was tried was answered well."""
+    broken = min((magnitude for magnitude, good in steps if not good), default=math.inf)
+    return max((magnitude for magnitude, good in steps if good and magnitude < broken), default=None)
 
 
 def _try_empty(run: Run, usual: Mapping[str, np.ndarray]) -> _Found:
