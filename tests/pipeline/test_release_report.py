@@ -10,9 +10,10 @@ import pytest
 from tests.imports.conftest import linear
 from tests.pipeline import optimized_models as models
 
+from lightship.data.files import sha256_hex
 from lightship.data.home import Home
 from lightship.pipeline.imported import import_model
-from lightship.pipeline.optimized import optimize_bundle
+from lightship.pipeline.optimized import optimize_model
 from lightship.pipeline.release_report import release_facts
 from lightship.registry.statements import read_statements
 from lightship.types import Verdict
@@ -44,21 +45,32 @@ def test_a_shipped_release_has_the_same_report_from_its_evidence_alone(shipped):
     assert facts["gate_accuracy"] == accuracy
 
 
-def test_the_card_stands_beside_the_report_and_is_shown_on_demand(shipped, lightship):
-    """Both name the accuracy with its interval, the gaps, and that nobody recorded a license."""
+def test_the_card_that_is_shown_is_the_one_that_was_signed(shipped, lightship):
+    """Beside the report, on demand and in the release: the same bytes, with figures, gaps and how to check them."""
+    home = Home(shipped.home)
     beside = (shipped.run / "card.md").read_text(encoding="utf-8")
     shown = lightship("show", "shapes:1", "--card", home=shipped.home)
 
     assert shown.code == 0, shown.err
-    accuracy = measured(Home(shipped.home), "shapes:1", "accuracy")["accuracy"]
-    for card in (beside, shown.out):
-        row = next(line for line in card.splitlines() if line.startswith("| accuracy on the gate rows |"))
-        assert f"{accuracy['estimate'] * 100:.1f}" in row
-        assert f"{accuracy['n']:,}" in row
-        assert "## Limits" in card
-        assert "of the model: unknown" in card
-        assert "二" in card
-    assert "trained: 3 epochs" in beside
+    assert shown.out == beside
+    assert read_statements(home, "shapes:1").record.card == "sha256:" + sha256_hex(beside.encode())
+    accuracy = measured(home, "shapes:1", "accuracy")["accuracy"]
+    row = next(line for line in beside.splitlines() if line.startswith("| accuracy on the gate rows |"))
+    assert f"{accuracy['estimate'] * 100:.1f}" in row
+    assert f"{accuracy['n']:,}" in row
+    for told in ("## Limits", "of the model: unknown", "二", "source: folder:images", "lightship verify shapes:1"):
+        assert told in beside
+
+
+def test_a_card_that_was_changed_is_refused(site, lightship):
+    """Who may write the store cannot make a model look better than its evidence."""
+    card = read_statements(Home(site.home), "shapes:1").record.card
+    blob = next(site.home.rglob(card.removeprefix("sha256:")))
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes().replace(b"## Limits", b"## Praise"))
+
+    for command in (("show", "shapes:1", "--card"), ("verify", "shapes:1")):
+        assert lightship(*command, home=site.home).code == 6
 
 
 def test_the_report_of_any_release_is_written_on_demand(shipped, lightship, tmp_path):
@@ -107,7 +119,7 @@ def test_an_optimized_model_has_a_report_too(digits, tmp_path, monkeypatch):
     """The page, its facts and the card stand beside the result; accuracy is that of the gate rows."""
     propose(monkeypatch, {"int8-static": models.good()})
 
-    done = optimize_bundle("digits:1", data=models.rows_file(tmp_path / "rows.npz"), min_accuracy=0.85, home=digits)
+    done = optimize_model("digits:1", data=models.rows_file(tmp_path / "rows.npz"), min_accuracy=0.85, home=digits)
 
     page = done.report.with_suffix(".html")
     html = page.read_text(encoding="utf-8")
@@ -126,7 +138,7 @@ def test_a_search_that_found_nothing_says_why(digits, tmp_path, monkeypatch):
     """The reference stays: the page names each loser with the gate's reason, and no card is written."""
     propose(monkeypatch, {"wrecked": models.WRECKED["constant"]()})
 
-    done = optimize_bundle("digits:1", data=models.rows_file(tmp_path / "rows.npz"), home=digits)
+    done = optimize_model("digits:1", data=models.rows_file(tmp_path / "rows.npz"), home=digits)
 
     assert done.version is None
     page = done.report.with_suffix(".html")

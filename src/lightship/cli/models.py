@@ -107,18 +107,18 @@ def show(reference: str, card: bool, html: Path | None, as_json: bool) -> None:
 def _say_report(reference: str, *, card: bool, html: Path | None, as_json: bool) -> None:
     from lightship.data.files import write_atomic
     from lightship.data.home import Home
+    from lightship.pipeline.release_card import card_of
     from lightship.pipeline.release_report import release_facts
-    from lightship.validate.report.card import render_card
     from lightship.validate.report.page import render_page
 
-    facts = release_facts(Home.from_environment(), reference)
+    home = Home.from_environment()
     if html is not None:
-        write_atomic(html, render_page(facts).encode())
+        write_atomic(html, render_page(release_facts(home, reference)).encode())
     if as_json:
         written = {"html": str(html)} if html is not None else {}
-        say_json({**written, "card": render_card(facts)} if card else written)
+        say_json({**written, "card": card_of(home, reference)} if card else written)
     elif card:
-        click.echo(render_card(facts), nl=False)
+        click.echo(card_of(home, reference), nl=False)
     elif html is not None:
         click.echo(f"Wrote {html}")
 

@@ -18,7 +18,6 @@ from lightship.data.home import Home
 from lightship.pipeline.report import interface_facts, machine_facts
 from lightship.registry.statements import Statements, read_statements
 from lightship.types import Json, Verdict
-from lightship.validate.report.card import render_card
 from lightship.validate.report.facts import ReportFacts, render_json
 from lightship.validate.report.from_evidence import Given, facts_of
 from lightship.validate.report.measured import interval_of, mapping_of, text_of, texts_of
@@ -26,7 +25,7 @@ from lightship.validate.report.measured import interval_of, mapping_of, text_of,
 if TYPE_CHECKING:
     from lightship.pipeline.optimized import OptimizedRelease
 
-__all__ = ["kept_facts", "release_facts", "write_facts", "write_optimized_report"]
+__all__ = ["facts_of_release", "kept_facts", "release_facts", "write_facts", "write_optimized_report"]
 
 Outcomes = Mapping[str, tuple[Verdict, str]]
 """Name of a candidate -> what the gate said of it, and why."""
@@ -45,7 +44,11 @@ def release_facts(home: Home, reference: str, *, outcomes: Outcomes | None = Non
     Raises:
         NotFound, BundleRefused, InvalidInput: as ``registry.statements.read_statements``.
     """
-    found = read_statements(home, reference)
+    return facts_of_release(read_statements(home, reference), outcomes=outcomes)
+
+
+def facts_of_release(found: Statements, *, outcomes: Outcomes | None = None) -> ReportFacts:
+    """Return the facts of what a release says."""
     record, default, manifest = found.record, found.default, found.manifest
     origin = mapping_of(manifest.lineage, "origin") or manifest.lineage
     evidence = [each.evidence for each in found.evidence]
@@ -113,6 +116,7 @@ def _lineage(found: Statements) -> tuple[tuple[str, str], ...]:
         ("optimized from", f"{parent['name']}:{parent['version']}" if {"name", "version"} <= set(parent) else ""),
         ("imported from", text_of(source.get("format"))),
         ("file", f"sha256:{source['sha256']}" if "sha256" in source else ""),
+        ("trained on", _trained_on(origin)),
         ("data", text_of(mapping_of(origin, "data").get("fingerprint"))),
         ("gate rows", text_of(mapping_of(origin, "data", "parts").get("gate"))),
         ("lightship", text_of(origin.get("lightship"))),
@@ -121,6 +125,12 @@ def _lineage(found: Statements) -> tuple[tuple[str, str], ...]:
         ("release", found.digest),
     ]
     return tuple((name, value) for name, value in rows if value)
+
+
+def _trained_on(origin: Mapping[str, Json]) -> str:
+    """Return the source of the rows that the model learned from; of a file that was imported nobody knows."""
+    source = text_of(mapping_of(origin, "recipe", "data").get("source"))
+    return source or ("unknown: the file does not say" if mapping_of(origin, "source") else "")
 
 
 def kept_facts(
@@ -172,7 +182,10 @@ def _candidates(search: Mapping[str, Json]) -> list[Json]:
 
 def write_optimized_report(home: Home, result: OptimizedRelease) -> Path:
     """Write page, facts and card of an optimized model, or of a search that found nothing better; return the page."""
+    from lightship.pipeline.release_card import card_of
+
     outcomes = {each.name: (each.verdict, each.reason) for each in result.outcomes}
+    card = ""
     if result.version is None:
         facts = kept_facts(
             home,
@@ -184,15 +197,16 @@ def write_optimized_report(home: Home, result: OptimizedRelease) -> Path:
         )
     else:
         facts = release_facts(home, f"{result.name}:{result.version}", outcomes=outcomes)
-    return write_facts(facts, result.report.with_suffix(".html"))
+        card = card_of(home, f"{result.name}:{result.version}")
+    return write_facts(facts, result.report.with_suffix(".html"), card=card)
 
 
-def write_facts(facts: ReportFacts, page: Path) -> Path:
-    """Write the page, beside it the same facts as JSON and, of a release, the model card. Return the page."""
+def write_facts(facts: ReportFacts, page: Path, *, card: str) -> Path:
+    """Write the page, beside it the same facts as JSON and, if there is one, the model card. Return the page."""
     from lightship.validate.report.page import render_page
 
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_name(f"{page.stem}-facts.json"), render_json(facts).encode())
-    if facts.status != "kept":
-        write_atomic(page.with_name(f"{page.stem}-card.md"), render_card(facts).encode())
+    if card:
+        write_atomic(page.with_name(f"{page.stem}-card.md"), card.encode())
     return page

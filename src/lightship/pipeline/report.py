@@ -43,7 +43,7 @@ def write_report(
 
     A decision, above all a refusal, must not take the place of the report of what is released.
     """
-    from lightship.validate.report.card import render_card
+    from lightship.pipeline.release_card import card_of
     from lightship.validate.report.page import render_page
 
     folder = bench.home.runs / bench.recipe.name
@@ -53,7 +53,7 @@ def write_report(
     write_atomic(page, render_page(facts).encode())
     write_atomic(page.with_suffix(".json"), render_json(facts).encode())
     if released:
-        write_atomic(page.with_name("card.md"), render_card(facts).encode())
+        write_atomic(page.with_name("card.md"), card_of(bench.home, f"{facts.name}:{facts.version}").encode())
     return page
 
 
@@ -91,7 +91,12 @@ def report_facts(
             lineage=_lineage(prepared, trained, validated, released),
             machine=machine_facts(fingerprint()),
             interface=interface_facts(
-                Interface(prepared.task.inputs, prepared.task.outputs, proven={"batch": validated.proven_batch})
+                Interface(
+                    prepared.task.inputs,
+                    prepared.task.outputs,
+                    proven={"batch": validated.proven_batch},
+                    values=validated.proven_values,
+                )
             ),
             commands=_commands(bench, released),
             signer=released.signer if released else "",
@@ -160,11 +165,17 @@ def machine_facts(machine: Mapping[str, Json]) -> tuple[tuple[str, str], ...]:
 
 
 def interface_facts(interface: Interface) -> tuple[tuple[str, str], ...]:
-    """Return what goes in and comes out, and the sizes that were proven, as lines to show."""
+    """Return what goes in and comes out, and the sizes and values that were proven, as lines to show."""
     tensors = [("input", spec) for spec in interface.inputs] + [("output", spec) for spec in interface.outputs]
     lines = [(f"{side} {spec.name}", f"{spec.dtype} [{', '.join(map(str, spec.shape))}]") for side, spec in tensors]
     proven = [(f"proven {name}", f"{low} to {high}") for name, (low, high) in sorted(interface.proven.items())]
-    return (*lines, *proven)
+    ranges = interface.values
+    values = [
+        (f"values of {spec.name}", str(ranges[spec.name]) if spec.name in ranges else "unproven; none is refused")
+        for spec in interface.inputs
+        if spec.dtype not in ("BOOL", "BYTES")
+    ]
+    return (*lines, *proven, *values)
 
 
 def _commands(bench: Bench, released: Released | None) -> tuple[tuple[str, str], ...]:

@@ -12,6 +12,7 @@ from lightship.bundle.statement import Evidence, sign_evidence
 from lightship.bundle.store import BlobStore
 from lightship.data.home import Home
 from lightship.engine.machine import fingerprint
+from lightship.pipeline.release_card import with_card
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow, Registered
 from lightship.registry.user import current_user
@@ -96,6 +97,7 @@ class SignedRelease:
                 created=self._created,
                 status=status,
             )
+            made = with_card(made, store=self.store, trust=self.trust, signer=self._signer)
             return self.store.put(sign_release(made, key=self._key))
 
         with open_database(self._home) as registry:

@@ -18,6 +18,7 @@ from lightship.optimize.candidate import ONNX_RUNTIME, Candidate
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.golden_answers import golden_of, recorded
+from lightship.pipeline.release_card import with_card
 from lightship.pipeline.signed_release import sign_rows
 from lightship.pipeline.stages.prepare import Prepared
 from lightship.pipeline.stages.train import Trained
@@ -58,7 +59,8 @@ def release(bench: Bench, prepared: Prepared, trained: Trained, validated: Valid
     """Register what the gate let through; the same bundle again is the version that it already has."""
     store = BlobStore(bench.home.store)
     key = PrivateKey.load_or_create(bench.home.keys)
-    signer = TrustStore(bench.home.trust).add_local(key)
+    trust = TrustStore(bench.home.trust)
+    signer = trust.add_local(key)
     finished = bench.cache.run(
         "release",
         {
@@ -71,11 +73,16 @@ def release(bench: Bench, prepared: Prepared, trained: Trained, validated: Valid
         still_good=lambda folder: _is_stored(store, folder),
     )
     built = _built(finished.path)
+
+    def record(version: int) -> str:
+        made = with_card(_record(bench, validated, built, version), store=store, trust=trust, signer=signer)
+        return store.put(sign_release(made, key=key))
+
     with open_database(bench.home) as registry:
         registered = registry.add_version(
             bench.recipe.name,
             bundle=built["bundle"],
-            release=lambda version: store.put(sign_release(_record(bench, validated, built, version), key=key)),
+            release=record,
             who=current_user(),
             evidence=[EvidenceRow(**row) for row in built["evidence"]],
             why="the gate passed",

@@ -13,7 +13,7 @@ from lightship.types import Interval, Verdict
 from lightship.validate.report import numerals
 from lightship.validate.report.facts import ReportFacts, VariantFacts
 from lightship.validate.report.svg import clean
-from lightship.validate.report.words import front_words, key_quality, missing_of, released_word
+from lightship.validate.report.words import front_words, missing_of, released_word
 
 __all__ = ["render_card"]
 
@@ -70,7 +70,7 @@ def _what(facts: ReportFacts) -> Iterator[str]:
             ("task", facts.task),
             ("status", word),
             ("made", numerals.day(facts.created)),
-            ("signed by", facts.signer or "nobody"),
+            ("signed by", facts.signer.removesuffix("(a key of this home)").rstrip() or "nobody"),
         ]
     )
     chosen = _chosen(facts)
@@ -113,6 +113,9 @@ def _data(facts: ReportFacts) -> Iterator[str]:
     twins = facts.near_duplicates
     if twins is not None:
         yield f"- near duplicates: {twins.pairs:,} pairs across parts; {twins.gate_rows:,} gate rows have one elsewhere"
+    if "optimized from" in dict(facts.lineage):
+        trained = dict(facts.lineage).get("trained on", _UNKNOWN)
+        yield f"- what it learned from: {_text(trained)}; the rows above chose and judged the variant"
 
 
 def _figures(facts: ReportFacts) -> Iterator[str]:
@@ -194,6 +197,11 @@ def _limits(facts: ReportFacts) -> Iterator[str]:
     ]
     sizes = f"Proven sizes: {_text(', '.join(proven))}; a server refuses others" if proven else "No size was proven"
     yield f"- {sizes}."
+    ranges = [
+        f"{name.removeprefix('values of ')} {value}" for name, value in facts.interface if name.startswith("values of ")
+    ]
+    if ranges:
+        yield f"- Values: {_text(', '.join(ranges))}."
     yield "- Rows that differ from those that it was judged on may be answered worse; nothing here says how much."
 
 
@@ -222,9 +230,14 @@ def _evidence(facts: ReportFacts) -> Iterator[str]:
     if not facts.evidence:
         yield "No check was made."
         return
-    signed = "signed statements about exact bytes" if facts.signer else "statements that nobody signed"
-    key = key_quality(facts)
-    yield f"All figures are those of these {signed}" + (f"; {key.name.lower()} comes first." if key else ".")
+    if facts.signer:
+        yield "All figures are those of these signed statements about exact bytes. Check it yourself:"
+        yield ""
+        yield f"    lightship verify {facts.name}" + (f":{facts.version}" if facts.version is not None else "")
+        yield ""
+        yield "recomputes every digest and signature; the signed release holds the digest of this card, too."
+    else:
+        yield "All figures are those of these statements, which nobody signed."
     yield ""
     yield from _table(
         ("check", "verdict", "what was found", "statement"),
