@@ -11,7 +11,8 @@ __all__ = ["commands_page"]
 _HEAD = """# Commands
 
 Data goes to stdout, progress and errors to stderr.
-With `--json` stdout has one JSON object whatever happens: the answer, or `{"error": …, "exit_code": …}`, after a refusal by the gate with all that it saw.
+With `--json` stdout has one JSON object whatever happens: the answer, or `error` and `exit_code`.
+A refusal by the gate has all that the gate saw.
 State lives under `LIGHTSHIP_HOME` (default: the user's data folder).
 
 | exit code | means |
