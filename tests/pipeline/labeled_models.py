@@ -140,6 +140,12 @@ def shrunk(weights: dict[str, np.ndarray]) -> None:
     weights["b2"] *= 0.9
 
 
+def halved(weights: dict[str, np.ndarray]) -> None:
+    """Give half of every answer."""
+    weights["w2"] *= 0.5
+    weights["b2"] *= 0.5
+
+
 def first_lost(weights: dict[str, np.ndarray]) -> None:
     """Say the most wrong thing about the first output, and keep the others."""
     weights["w2"][:, 0] *= -1
@@ -149,8 +155,3 @@ def first_lost(weights: dict[str, np.ndarray]) -> None:
 def constant(weights: dict[str, np.ndarray]) -> None:
     """Answer the same whatever the row."""
     weights["w2"][:] = 0
-
-
-def three_bits(weights: dict[str, np.ndarray]) -> None:
-    """Round the weights to three bits."""
-    rounded(weights, 3)

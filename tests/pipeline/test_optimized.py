@@ -30,7 +30,7 @@ from lightship.cli.main import cli
 from lightship.data.home import Home
 from lightship.errors import BundleRefused, InvalidData, InvalidInput, NotFound
 from lightship.pipeline.imported import import_model
-from lightship.pipeline.optimized import optimize_bundle
+from lightship.pipeline.optimized import optimize_model
 from lightship.registry.database import open_database
 from lightship.validate.fidelity import FidelityBudget
 
@@ -99,7 +99,7 @@ def test_labels_and_a_lowest_accuracy_make_a_release_that_passed(home, propose, 
     """Two variants beside each other, signed evidence, and production, as none was there: nothing is unproven."""
     calls = propose({"int8-static": models.good()})
 
-    done = optimize_bundle("digits:1", data=labeled, min_accuracy=0.85, home=home)
+    done = optimize_model("digits:1", data=labeled, min_accuracy=0.85, home=home)
 
     assert (done.chosen, done.parent, done.version, done.status, done.alias) == (
         "int8-static", 1, 2, "passed", "production",
@@ -130,7 +130,7 @@ def test_without_a_lowest_accuracy_the_child_is_structural_as_its_parent(home, p
     """That it is as good as the reference does not say how good that is; nothing becomes production."""
     propose({"int8-static": models.good()})
 
-    done = optimize_bundle("digits:1", data=labeled, home=home)
+    done = optimize_model("digits:1", data=labeled, home=home)
 
     assert (done.version, done.status, done.alias) == (2, "structural", None)
     accuracy = next(row for row in done.evidence if row.check == "accuracy")
@@ -144,7 +144,7 @@ def test_an_accuracy_that_is_not_reached_leaves_the_release_structural(home, pro
     """The variant is as good as the reference, and neither is good enough: told, not hidden."""
     propose({"int8-static": models.good()})
 
-    done = optimize_bundle("digits:1", data=labeled, min_accuracy=0.9999, home=home)
+    done = optimize_model("digits:1", data=labeled, min_accuracy=0.9999, home=home)
 
     assert (done.version, done.status, done.alias) == (2, "structural", None)
     assert any("the release is structural: Accuracy 0.9" in word for word in done.words)
@@ -154,7 +154,7 @@ def test_consent_makes_the_first_version_production(home, propose, plain):
     """As with an import; the history says who accepted it."""
     propose({"int8-static": models.good()})
 
-    done = optimize_bundle("digits:1", data=plain, accept_unproven=True, home=home)
+    done = optimize_model("digits:1", data=plain, accept_unproven=True, home=home)
 
     assert (done.status, done.alias) == ("structural", "production")
     with open_database(home) as registry:
@@ -168,7 +168,7 @@ def test_no_wrecked_variant_passes(home, propose, tmp_path, wreck, labels):
     data = models.rows_file(tmp_path / "rows.npz", labels=labels)
     propose({"wrecked": models.WRECKED[wreck]()}, ratio=0.01)
 
-    done = optimize_bundle("digits:1", data=data, home=home)
+    done = optimize_model("digits:1", data=data, home=home)
 
     assert (done.chosen, done.version) == ("reference", None)
     (outcome,) = done.outcomes
@@ -182,7 +182,7 @@ def test_the_first_that_passes_is_taken(home, propose, labeled):
     wrecked = models.WRECKED["one class lost"]()
     propose({"a": wrecked, "b": models.good(), "c": models.digits_graph()})
 
-    done = optimize_bundle("digits:1", data=labeled, home=home)
+    done = optimize_model("digits:1", data=labeled, home=home)
 
     assert done.chosen == "b"
     assert [str(each.verdict) for each in done.outcomes] == ["failed", "passed", "unproven"]
@@ -192,8 +192,8 @@ def test_a_slower_variant_passes_only_where_speed_was_not_asked_for(home, propos
     """For size it may be slow."""
     propose({"int8-static": models.good()}, ratio=1.5)
 
-    slow = optimize_bundle("digits:1", data=labeled, home=home)
-    small = optimize_bundle("digits:1", data=labeled, objective="size", home=home)
+    slow = optimize_model("digits:1", data=labeled, home=home)
+    small = optimize_model("digits:1", data=labeled, objective="size", home=home)
 
     assert (slow.version, small.version) == (None, 2)
     assert "slow" in slow.outcomes[0].reason
@@ -204,7 +204,7 @@ def test_a_batch_that_it_cannot_do_is_no_throughput(home, propose, labeled, monk
     mixing = models.edited(models.digits_graph(), _mixing)
     propose({"dynamic": mixing}, batch=16)
 
-    busy = optimize_bundle("digits:1", data=labeled, objective="latency", home=home)
+    busy = optimize_model("digits:1", data=labeled, objective="latency", home=home)
 
     assert busy.version == 2
     manifest = _manifest(home, busy.bundle)
@@ -219,7 +219,7 @@ def test_a_row_that_spoils_its_neighbors_is_refused_where_they_share_a_batch(hom
     """For throughput the batch stays, so one NaN in it would be everybody's."""
     propose({"dynamic": models.edited(models.digits_graph(), _mixing)}, batch=8)
 
-    done = optimize_bundle("digits:1", data=labeled, objective="throughput", home=home)
+    done = optimize_model("digits:1", data=labeled, objective="throughput", home=home)
 
     assert done.version is None
     assert "the other rows of the batch move" in done.outcomes[0].reason
@@ -267,7 +267,7 @@ def test_sentences_of_several_lengths_gate_an_encoder_by_fidelity(home, propose,
     calls = propose({"int8-weights": _rounded_encoder()}, models.encoder())
     data = _tokens(tmp_path / "rows.parquet")
 
-    done = optimize_bundle("encoder:1", data=data, home=home)
+    done = optimize_model("encoder:1", data=data, home=home)
 
     assert (done.chosen, done.version, done.status) == ("int8-weights", 2, "structural")
     assert "fidelity" in {row.check for row in done.evidence}
@@ -284,8 +284,8 @@ def test_a_stricter_budget_refuses_what_a_lax_one_takes(home, propose, tmp_path)
     propose({"coarse": _rounded_encoder(12)}, models.encoder())
     data = _tokens(tmp_path / "rows.parquet")
 
-    strict = optimize_bundle("encoder:1", data=data, budget=FidelityBudget(min_cosine=0.999), home=home)
-    lax = optimize_bundle("encoder:1", data=data, budget=FidelityBudget(min_cosine=0.9, max_broken=0.1), home=home)
+    strict = optimize_model("encoder:1", data=data, budget=FidelityBudget(min_cosine=0.999), home=home)
+    lax = optimize_model("encoder:1", data=data, budget=FidelityBudget(min_cosine=0.9, max_broken=0.1), home=home)
 
     assert (strict.version, strict.outcomes[0].verdict) == (None, "failed")
     assert lax.version == 2
@@ -296,7 +296,7 @@ def test_few_rows_leave_it_undecided_and_say_how_many_are_missing(home, propose,
     propose({"int8-static": models.good()})
     data = models.rows_file(tmp_path / "few.npz", count=60, labels=False)
 
-    done = optimize_bundle("digits:1", data=data, home=home)
+    done = optimize_model("digits:1", data=data, home=home)
 
     assert (done.version, done.outcomes[0].verdict) == (None, "undecided")
     assert "rows" in done.outcomes[0].reason
@@ -307,7 +307,7 @@ def test_without_rows_only_what_loses_nothing_is_tried_and_told(home, propose):
     reordered = models.edited(models.digits_graph(), lambda graph: graph.node[0].CopyFrom(graph.node[0]) or None)
     calls = propose({"fused": reordered})
 
-    done = optimize_bundle("digits:1", home=home)
+    done = optimize_model("digits:1", home=home)
 
     assert (done.chosen, done.version, done.status) == ("fused", 2, "structural")
     assert all(plan.lossless for plan in calls[0]["plans"])
@@ -323,13 +323,13 @@ def test_without_rows_nothing_that_differs_passes(home, propose, wreck):
     """A pass that calls itself lossless may err."""
     propose({"fused": models.WRECKED[wreck]()})
 
-    assert optimize_bundle("digits:1", home=home).version is None
+    assert optimize_model("digits:1", home=home).version is None
 
 
 def test_without_rows_a_lossy_pass_is_refused(home):
     """Nobody could judge it."""
     with pytest.raises(InvalidInput, match=r"'int8-dynamic' changes answers.*--data"):
-        optimize_bundle("digits:1", passes=["int8-dynamic"], home=home)
+        optimize_model("digits:1", passes=["int8-dynamic"], home=home)
 
 
 RANDOM = np.random.default_rng(2)
@@ -361,8 +361,8 @@ def test_models_of_every_form_are_judged_and_released(propose, tmp_path, form):
     import_model(tmp_path / "model.onnx", name="m", home=home)
     propose({"same": graph}, graph)
 
-    without = optimize_bundle("m:1", home=home)
-    judged = optimize_bundle("m:1", data=rows, home=home)
+    without = optimize_model("m:1", home=home)
+    judged = optimize_model("m:1", data=rows, home=home)
 
     assert (without.version, judged.version) == (2, 3)
     with lightship.load("m:3", home=home) as model:
@@ -377,7 +377,7 @@ def test_a_shipped_classifier_is_optimized_on_images_by_class(site, propose):
     graph = bundle.read(bundle.manifest.variant("reference").graph)
     calls = propose({"fused": graph}, graph)
 
-    done = optimize_bundle("shapes", data=site.folder / "images", min_accuracy=0.5, margin=0.05, home=home)
+    done = optimize_model("shapes", data=site.folder / "images", min_accuracy=0.5, margin=0.05, home=home)
 
     assert (done.chosen, done.version, done.status, done.alias) == ("fused", 2, "passed", None)
     assert calls[0]["selection"].output == "logits"
@@ -400,7 +400,7 @@ def test_rows_that_the_reference_cannot_answer_are_no_fault_of_the_variant(home,
     table = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
 
-    done = optimize_bundle("encoder:1", data=tmp_path / "rows.parquet", home=home)
+    done = optimize_model("encoder:1", data=tmp_path / "rows.parquet", home=home)
 
     assert done.version == 2
     data = next(row for row in done.evidence if row.check == "data")
@@ -409,7 +409,7 @@ def test_rows_that_the_reference_cannot_answer_are_no_fault_of_the_variant(home,
         row[0] = 5_000
     pq.write_table(pa.table(table), tmp_path / "bad.parquet")
     with pytest.raises(InvalidData, match=r"rows of .*bad\.parquet cannot be used"):
-        optimize_bundle("encoder:1", data=tmp_path / "bad.parquet", home=home)
+        optimize_model("encoder:1", data=tmp_path / "bad.parquet", home=home)
 
 
 def test_a_row_without_an_answer_is_no_fault_of_the_variant(home, propose, tmp_path):
@@ -419,7 +419,7 @@ def test_a_row_without_an_answer_is_no_fault_of_the_variant(home, propose, tmp_p
     rows[7] = np.nan
     np.savez(tmp_path / "nan.npz", x=rows, label=truth)
 
-    done = optimize_bundle("digits:1", data=tmp_path / "nan.npz", home=home)
+    done = optimize_model("digits:1", data=tmp_path / "nan.npz", home=home)
 
     assert done.chosen == "int8-static"
 
@@ -438,7 +438,7 @@ def test_a_row_without_an_answer_is_no_fault_of_the_variant(home, propose, tmp_p
 def test_options_that_make_no_sense_are_refused_before_anything_runs(home, options, words):
     """By name, with what is allowed."""
     with pytest.raises(InvalidInput, match=words):
-        optimize_bundle("digits:1", home=home, **options)
+        optimize_model("digits:1", home=home, **options)
 
 
 def test_data_that_does_not_fit_is_refused(home, plain, tmp_path):
@@ -457,7 +457,7 @@ def test_data_that_does_not_fit_is_refused(home, plain, tmp_path):
         (tmp_path / "few.npz", {}, "needs at least 8 different rows"),
     ):
         with pytest.raises(InvalidInput, match=words):
-            optimize_bundle("digits:1", data=path, home=home, **options)
+            optimize_model("digits:1", data=path, home=home, **options)
     assert len(_versions(home)) == 2
 
 
@@ -470,7 +470,7 @@ def test_a_release_that_is_not_whole_is_not_optimized(home, plain):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
     with pytest.raises(BundleRefused, match="damaged"):
-        optimize_bundle("digits:1", data=plain, home=home)
+        optimize_model("digits:1", data=plain, home=home)
 
 
 def test_a_reference_that_answers_otherwise_here_is_not_optimized(home, plain, monkeypatch):
@@ -483,7 +483,7 @@ def test_a_reference_that_answers_otherwise_here_is_not_optimized(home, plain, m
     )
 
     with pytest.raises(BundleRefused, match="golden input"):
-        optimize_bundle("digits:1", data=plain, home=home)
+        optimize_model("digits:1", data=plain, home=home)
 
 
 @pytest.mark.parametrize("where", ["release_variant", "judge"])
@@ -497,20 +497,20 @@ def test_an_interruption_leaves_nothing_half_written(home, propose, plain, monke
     with monkeypatch.context() as patch:
         patch.setattr(f"lightship.pipeline.optimized.{where}", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            optimize_bundle("digits:1", data=plain, home=home)
+            optimize_model("digits:1", data=plain, home=home)
     assert len(_versions(home)) == 2
     with open_database(home) as registry:
         assert registry.verify_history().ok
 
-    assert optimize_bundle("digits:1", data=plain, home=home).version == 2
+    assert optimize_model("digits:1", data=plain, home=home).version == 2
 
 
 def test_the_same_work_is_the_same_version_and_a_child_can_be_optimized(home, propose, plain):
     """The bundle has no times in it; the lineage of a grandchild leads to the import."""
     propose({"int8-static": models.good()})
-    first = optimize_bundle("digits:1", data=plain, home=home)
-    again = optimize_bundle("digits:1", data=plain, home=home)
-    child = optimize_bundle("digits:2", data=plain, home=home)
+    first = optimize_model("digits:1", data=plain, home=home)
+    again = optimize_model("digits:1", data=plain, home=home)
+    child = optimize_model("digits:2", data=plain, home=home)
 
     assert (again.version, again.is_new, again.bundle) == (2, False, first.bundle)
     assert (child.parent, child.version) == (2, 3)
@@ -615,7 +615,7 @@ def test_a_variant_of_another_engine_is_tried_released_and_used(home, propose, l
     pytest.importorskip("openvino")
     propose({"openvino-fp32": models.digits_graph()}, engine="openvino", options={})
 
-    done = optimize_bundle("digits:1", data=labeled, min_accuracy=0.8, home=home)
+    done = optimize_model("digits:1", data=labeled, min_accuracy=0.8, home=home)
 
     assert (done.chosen, done.version) == ("openvino-fp32", 2)
     manifest = _manifest(home, done.bundle)

@@ -15,7 +15,7 @@ from tests.pipeline import optimized_models as models
 from lightship.data.home import Home
 from lightship.errors import InvalidInput
 from lightship.pipeline.imported import import_model
-from lightship.pipeline.optimized import optimize_bundle
+from lightship.pipeline.optimized import optimize_model
 from lightship.pipeline.release_report import release_facts
 from lightship.registry.statements import read_statements
 
@@ -50,7 +50,7 @@ def optimize(imported, tmp_path, monkeypatch):
         found = models.found(made.graph(), {f"v{place}": graph for place, graph in enumerate(graphs)})
         monkeypatch.setattr("lightship.pipeline.optimized.search", found)
         data = {"x": made.rows} if label is False else {"x": made.rows, "label": made.truth if label is None else label}
-        return optimize_bundle("m:1", data=data, home=home, **options)
+        return optimize_model("m:1", data=data, home=home, **options)
 
     return go
 
@@ -100,8 +100,8 @@ def test_a_good_variant_passes_and_is_told_by_what_the_labels_are(optimize, kind
 
 
 WRECKS = {
-    "one number": (labeled.noise, labeled.shrunk, labeled.first_lost, labeled.constant),
-    "numbers": (labeled.noise, labeled.shrunk, labeled.first_lost, labeled.constant, labeled.three_bits),
+    "one number": (labeled.noise, labeled.halved, labeled.first_lost),
+    "numbers": (labeled.noise, labeled.halved, labeled.first_lost, labeled.constant),
     "tags": (labeled.noise, labeled.first_lost, labeled.constant),
     "one probability": (labeled.noise, labeled.first_lost, labeled.constant),
     "classes without scores": (labeled.noise, labeled.first_lost, labeled.constant),
@@ -119,9 +119,8 @@ def test_no_wrecked_variant_of_any_kind_passes(optimize, kind):
         assert (done.chosen, done.version) == ("reference", None), wreck.__name__
         (outcome,) = done.outcomes
         assert outcome.verdict == "failed", (wreck.__name__, outcome.reason)
-        layer = "first" if wreck is labeled.noise else "w1" if wreck is labeled.three_bits else "second"
-        if wreck not in (labeled.three_bits, labeled.shrunk):
-            assert f"'{layer}'" in outcome.reason, (wreck.__name__, outcome.reason)
+        layer = "first" if wreck is labeled.noise else "second"
+        assert f"the first layer to go wrong is '{layer}'" in outcome.reason, (wreck.__name__, outcome.reason)
 
 
 def test_the_margin_of_numbers_is_relative(optimize):

@@ -160,10 +160,10 @@ class GivenRows:
 
     def few(self) -> Tensors:
         """Return some selection rows of one shape, first axis rows; none of a graph that takes no rows."""
-        if not self._in_rows:
-            return {}
-        join = np.stack if self._batched else np.concatenate
-        rows = self.some(8)
+        return self._joined(self.some(8)) if self._in_rows else {}
+
+    def _joined(self, rows: Sequence[Tensors]) -> Tensors:
+        join = np.concatenate if self._in_rows and not self._batched else np.stack
         return {name: join([row[name] for row in rows]) for name in rows[0]}
 
     def some(self, count: int) -> list[Tensors]:
@@ -185,6 +185,11 @@ class GivenRows:
         """Yield (rows, inputs) of batches of those that the reference was seen to answer."""
         for batch in self._batches(self.usable(part), size):
             yield batch, self._file.stacked(batch)
+
+    def tables(self, part: str, size: int) -> Iterator[tuple[Sequence[int], Tensors]]:
+        """Yield (rows, inputs) with a first axis of rows, also of a graph that takes them one at a time."""
+        for batch in self._grouped(self.usable(part), size):
+            yield batch, self._joined([self._file.row(index) for index in batch])
 
     def usable(self, part: str) -> Sequence[int]:
         """Return the rows of a part; of the gate without those that the reference was seen not to answer."""
@@ -309,9 +314,12 @@ class GivenRows:
                 raise InvalidInput(f"{name!r} is no number. There is nothing to compare a variant with")
 
     def _batches(self, indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-        """Yield batches of rows of one shape, in the order of their first rows."""
+        """Yield batches of rows of one shape that the graph takes."""
+        return self._grouped(indices, min(size, self._interface.proven.get(BATCH, (1, 1))[1]) if self._batched else 1)
+
+    def _grouped(self, indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+        """Yield rows of one shape, in the order of their first rows."""
         waiting: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        size = min(size, self._interface.proven.get(BATCH, (1, 1))[1]) if self._batched else 1
         for index in indices:
             batch = waiting.setdefault(self._shape(index), [])
             batch.append(index)

@@ -32,6 +32,7 @@ MARGINS: Mapping[Kind, float] = {"classes": 0.01, "tags": 0.01, "numbers": 0.02}
 """What is too much to lose, unless somebody says otherwise: of accuracy, of right tags, and how much larger errors."""
 
 _BATCH = 32
+_TABLE = 256
 
 
 class LabeledAnswers(Protocol):
@@ -228,9 +229,9 @@ class GivenClasses:
     def _columns(self, part: str) -> dict[str, np.ndarray]:
         order = {row: place for place, row in enumerate(self._order(part))}
         columns: dict[str, np.ndarray] = {}
-        for rows, inputs in self._rows.inputs(part, _BATCH):
+        for rows, inputs in self._rows.tables(part, _TABLE):
             places = [order[row] for row in rows]
-            for name, values in features_of(self._task, self._rows.as_rows(inputs)).numbers.items():
+            for name, values in features_of(self._task, inputs).numbers.items():
                 columns.setdefault(name, np.zeros(len(order)))[places] = values
         return columns
 

@@ -56,7 +56,7 @@ from lightship.validate.judge import Candidate as Judged
 from lightship.validate.judge import Judgement, Outcome, judge
 from lightship.validate.meters import KINDS, Kind
 
-__all__ = ["OptimizedRelease", "optimize_bundle"]
+__all__ = ["OptimizedRelease", "optimize_model"]
 
 ALPHA = 0.05
 _SEARCHED_BY = FidelityBudget(min_cosine=0.9)
@@ -152,7 +152,7 @@ class _Parent:
     words: list[str] = field(default_factory=list)
 
 
-def optimize_bundle(
+def optimize_model(
     reference: str,
     *,
     data: Path | str | Mapping[str, np.ndarray] | None = None,
