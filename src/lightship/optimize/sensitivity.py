@@ -31,6 +31,7 @@ _SWITCHES = "lightship/switches"
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _MOST_SWITCHES = 384  # beyond, neighbors share one: each costs a run
 _NEIGHBORS = 8
+_FEWER_TRIALS = 3
 _MOST_NAMED = 40
 _TABLES = frozenset({"Gather"})
 
@@ -111,7 +112,7 @@ def rescued(
     reached: Callable[[onnx.ModelProto], float],
     name: str,
 ) -> onnx.ModelProto:
-    """Return a graph whose dearest pieces stay in float: more and more of them, until the outputs are near enough.
+    """Return a graph whose dearest pieces stay in float: as few of them as keep the outputs near enough.
 
     Args:
         dearest: costs of all pieces, dearest first.
@@ -122,22 +123,31 @@ def rescued(
     Raises:
         PassFailed: floats everywhere would not be enough, or nothing would be left in int8.
     """
-    count, best = _first_guess([cost.noise for cost in dearest]), float("-inf")
-    while count <= len(dearest):
-        left = dearest[:count]
-        mixed = without(left)
-        if mixed is None:
-            break
+    too_few, count, best = 0, _first_guess([cost.noise for cost in dearest]), float("-inf")
+    found = None
+    while found is None and count <= len(dearest) and (mixed := without(dearest[:count])) is not None:
         best = reached(mixed)
         if best >= WANTED_DB:
-            write_note(mixed, _note(left))
-            return mixed
-        count += max(1, count // 4)
-    worst = ", ".join(dearest[0].layers) if dearest else "none"
-    raise PassFailed(
-        f"{name} finds no mix for this graph: outputs reach {best:.1f} dB of the {WANTED_DB:g} that are wanted. "
-        f"What suffers most is {worst}. Keep it in float, or quantize its weights alone."
-    )
+            found = mixed
+        else:
+            too_few, count = count, count + max(1, count // 4)
+    if found is None:
+        worst = ", ".join(dearest[0].layers) if dearest else "none"
+        raise PassFailed(
+            f"{name} finds no mix for this graph: outputs reach {best:.1f} dB of the {WANTED_DB:g} that are wanted. "
+            f"What suffers most is {worst}. Keep it in float, or quantize its weights alone."
+        )
+    for _ in range(_FEWER_TRIALS):  # each layer in float costs time
+        middle = (too_few + count) // 2
+        if middle == too_few:
+            break
+        mixed = without(dearest[:middle])
+        if mixed is not None and reached(mixed) >= WANTED_DB:
+            found, count = mixed, middle
+        else:
+            too_few = middle
+    write_note(found, _note(dearest[:count]))
+    return found
 
 
 def decibels(noise_share: float) -> float:

@@ -29,6 +29,7 @@ _WARMUP = 2
 _LEAST_CALLS, _LEAST_PAIRS, _MOST_CALLS = 3, 6, 300
 _FALLING = 0.8  # two batches in a row that serve so much less than the best one end the sweep: larger ones do as well
 _LONGEST_CALL_S = 2.0
+_LONG_ENOUGH_S = 0.5  # for the median of one way to call it
 
 
 def main() -> int:
@@ -109,7 +110,7 @@ def _sweep(runner: Runner, job: Mapping[str, Any], *, threads: int, best: float)
 def _call_s(call: Callable[[], object], budget_s: float) -> float:
     call()  # an engine may prepare itself for this size
     taken: list[float] = []
-    until = time.perf_counter() + budget_s
+    until = time.perf_counter() + min(budget_s, _LONG_ENOUGH_S)
     while len(taken) < _LEAST_CALLS or (time.perf_counter() < until and len(taken) < _MOST_CALLS):
         started = time.perf_counter()
         call()

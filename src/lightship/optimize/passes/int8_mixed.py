@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Int8Mixed"]
 
 _MOST_ROWS = 128
-_MEASURED_ROWS = 4
+_MEASURED_ROWS = 2
 _CHECKED_ROWS = 16
 
 
@@ -43,7 +43,7 @@ class Int8Mixed:
 
         Args:
             graph: the reference, ONNX.
-            calibration: batches of training rows. Ranges are of the first 128; costs are measured on 4 of them, and the
+            calibration: batches of training rows. Ranges are of the first 128; costs are measured on 2 of them, and the
                 result is checked on the last 16.
 
         Raises:
