@@ -53,8 +53,8 @@ def known_plans() -> dict[str, Plan]:
     """Return every plan of the installed passes and engines, by its name, in the order in which they are tried.
 
     The reference on another engine costs nothing to make; then come the passes made for the engine that they run on,
-    first those that quantize least, last those that only help where another one fails. When the time is over, what was
-    not tried is what seldom wins.
+    first those that see rows, last those that only help where another one fails. When the time is over, what was not
+    tried is what seldom wins.
     """
     passes = [load_pass(name) for name in extension_names("passes")]
     engines = [ONNX_RUNTIME, *(name for name in extension_names("engines") if name != ONNX_RUNTIME)]
@@ -73,12 +73,12 @@ def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
     )
 
 
-def _promise(plan: Plan) -> tuple[int, int, bool, bool, int, str]:
+def _promise(plan: Plan) -> tuple[int, int, bool, bool, bool, str]:
     """Rank a plan: the first is tried first."""
     made_for_it = sum(plan.engine != each.engines[0] for each in plan.passes)
     lossy = sum(not each.lossless for each in plan.passes)
-    cost = len(plan.passes) + plan.needs_calibration
-    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, bool(plan.rescues), cost, plan.name)
+    blind = bool(plan.passes) and not plan.needs_calibration
+    return (lossy, made_for_it, plan.engine == ONNX_RUNTIME, bool(plan.rescues), blind, plan.name)
 
 
 def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:

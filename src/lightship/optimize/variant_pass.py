@@ -89,6 +89,8 @@ def apply_passes(passes: Sequence[VariantPass], graph: bytes, calibration: Seque
             raise
         except Exception as exc:  # a pass may be anybody's code; its failure costs its own variant and no other
             raise PassFailed(f"{each.name} failed: {type(exc).__name__}: {exc}") from exc
+        if not isinstance(graph, bytes):
+            raise PassFailed(f"{each.name} failed: it must give the bytes of a graph, and gave {type(graph).__name__}.")
     return graph
 
 
