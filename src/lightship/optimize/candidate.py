@@ -186,11 +186,6 @@ class Candidate:
     notes: tuple[str, ...] = ()
     dropped: str = ""
 
-    @property
-    def begun(self) -> bool:
-        """Whether it was tried at all."""
-        return not self.dropped.startswith(NOT_BEGUN)
-
     def runner(self, *, threads: int = 1, batched: bool = True, limited: bool = False) -> Runner:
         """Load the graph as it would serve; ``limited`` stops a batch that takes longer than ``LONGEST_RUN_S``."""
         options = replace(

@@ -16,11 +16,12 @@ from lightship.bundle.statement import Evidence
 from lightship.data.files import write_atomic
 from lightship.data.home import Home
 from lightship.pipeline.report import interface_facts, machine_facts
+from lightship.pipeline.search_evidence import tried_words
 from lightship.registry.statements import Statements, read_statements
 from lightship.types import Json, Verdict
 from lightship.validate.report.facts import ReportFacts, render_json
 from lightship.validate.report.from_evidence import Given, facts_of
-from lightship.validate.report.measured import interval_of, mapping_of, text_of, texts_of
+from lightship.validate.report.measured import interval_of, items_of, mapping_of, text_of, texts_of
 
 if TYPE_CHECKING:
     from lightship.pipeline.optimized import OptimizedRelease
@@ -153,7 +154,7 @@ def kept_facts(
         created: RFC 3339 time.
     """
     stays = release_facts(home, reference)
-    tried = Evidence("search", Verdict.PASSED, {}, f"{len(_candidates(search))} variants tried", search, {})
+    tried = Evidence("search", Verdict.PASSED, {}, tried_words(_dropped(search)), search, {})
     headline = "Nothing that was tried is shown to be better than the reference: it stays."
     if outcomes:
         headline = "Nothing that was tried passed the gate: the reference stays."
@@ -175,9 +176,9 @@ def kept_facts(
     return replace(facts_of([tried], given), gate_accuracy=stays.gate_accuracy, data=stays.data)
 
 
-def _candidates(search: Mapping[str, Json]) -> list[Json]:
-    found = search.get("candidates")
-    return found if isinstance(found, list) else []
+def _dropped(search: Mapping[str, Json]) -> list[str]:
+    """Return why each candidate was dropped; nothing of those that were not."""
+    return [text_of(each.get("dropped")) for each in items_of(search.get("candidates"))]
 
 
 def write_optimized_report(home: Home, result: OptimizedRelease) -> Path:
