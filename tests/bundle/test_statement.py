@@ -13,7 +13,7 @@ import pytest
 
 from lightship.bundle.digest import Digest
 from lightship.bundle.envelope import seal
-from lightship.bundle.statement import PAYLOAD_TYPE, open_evidence, read_evidence, sign_evidence
+from lightship.bundle.statement import PAYLOAD_TYPE, open_evidence, read_evidence, sign_evidence, summary_of
 from lightship.errors import BundleRefused, InvalidInput
 from lightship.types import Interval, Verdict
 
@@ -130,3 +130,17 @@ def test_a_release_is_no_evidence(shipped):
     """The type of the payload is signed, so one kind cannot be passed off as the other."""
     with pytest.raises(BundleRefused, match=r"must have the payloadType 'application/vnd\.in-toto"):
         open_evidence(shipped.store.get(shipped.release_digest), trust=shipped.trust)
+
+
+def test_a_long_summary_is_cut_between_words(shipped, make_evidence):
+    """One line of a thousand characters, which a reader takes, with no half of a word at its end."""
+    words = summary_of("int8-static: loses 40 points;\n" * 60)
+
+    assert 960 < len(words) <= 1000
+    assert words.rpartition(" ")[0].rpartition(" ")[2] in ("int8-static", "loses", "40", "points")
+    assert summary_of("a" * 2000) == "a" * 998 + " …"
+    assert summary_of("short") == "short"
+    opened, _ = open_evidence(
+        shipped.sign(replace(make_evidence(shipped.manifest), summary=words)), trust=shipped.trust
+    )
+    assert opened.summary == words

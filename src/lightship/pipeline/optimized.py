@@ -30,7 +30,8 @@ from lightship.extensions import extension_names
 from lightship.optimize.candidate import Candidate, Rows
 from lightship.optimize.objective import Objective
 from lightship.optimize.plan import Plan, default_plans, known_plans
-from lightship.optimize.search import SearchResult, SearchSettings, search
+from lightship.optimize.search import SearchResult, search
+from lightship.optimize.settings import SearchSettings
 from lightship.pipeline.analysis import Analysis
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
 from lightship.pipeline.given_rows import GivenRows
@@ -460,7 +461,14 @@ class _Work:
             "minutes": repr(asked.minutes),
             "budget": None if asked.budget is None else repr(asked.budget),
             "output": asked.output,
-            "code": code_digest("optimize", "engine", "tasks", "pipeline/given_rows.py", "pipeline/optimized.py"),
+            "code": code_digest(
+                "optimize",
+                "engine",
+                "tasks",
+                "pipeline/given_rows.py",
+                "pipeline/row_labels.py",
+                "pipeline/optimized.py",
+            ),
             "libraries": library_versions("onnx", "onnxruntime", "openvino", "nncf", "numpy"),
             "machine": fingerprint()["digest"],
         }
@@ -627,7 +635,7 @@ class _Work:
             bundle=bundle,
             variant=chosen.candidate.name,
             machine=str(fingerprint()["digest"]),
-            threads=found.threads,
+            threads=self._threads,  # the most that were tried, as a server names the file
         )
         write_tuned(path, Tuned(found.batch, {found.batch: found.rows_per_s}))
 
