@@ -43,6 +43,11 @@ class Gives(Odd):
     def apply(self, graph, *, calibration):
         return None
 
+class Hoards(Odd):
+    name = "hoards"
+    def apply(self, graph, *, calibration):
+        return bytes(1 << 50)
+
 class Fails(Odd):
     name = "fails"
     def apply(self, graph, *, calibration):
@@ -64,9 +69,9 @@ def foreign(tmp_path, monkeypatch):
     place = tmp_path / "site"
     (place / "odd-1.0.dist-info").mkdir(parents=True)
     (place / "odd_passes.py").write_text(FOREIGN)
-    points = "".join(
-        f"{name.lower()} = odd_passes:{name}\n" for name in ("Hangs", "Crashes", "Talks", "Gives", "Fails")
-    )
+    names = ("Hangs", "Crashes", "Talks", "Gives", "Fails", "Hoards")
+    points = "".join(f"{name.lower()} = odd_passes:{name}
+" for name in names)
     (place / "odd-1.0.dist-info/entry_points.txt").write_text(f"[lightship.passes]\n{points}")
     (place / "odd-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
@@ -113,6 +118,8 @@ def test_what_a_pass_prints_is_no_answer(process, reference):
     assert process.make([Named("talks")], reference, limit_s=60) == reference + b"talked"
     with pytest.raises(PassFailed, match="fails failed: KeyError: 'weight'"):
         process.make([Named("fails")], reference, limit_s=60)
+    with pytest.raises(PassFailed, match="hoards failed: MemoryError"):
+        process.make([Named("hoards")], reference, limit_s=60)
     with pytest.raises(PassFailed, match="gives failed: it must give the bytes of a graph, and gave NoneType"):
         process.make([Named("gives")], reference, limit_s=60)
 

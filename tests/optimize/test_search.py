@@ -20,7 +20,8 @@ from lightship.optimize.objective import Objective
 from lightship.optimize.passes.int8_dynamic import Int8Dynamic
 from lightship.optimize.passes.int8_static import Int8Static
 from lightship.optimize.plan import Plan
-from lightship.optimize.search import MOST_PROPOSED, SearchResult, SearchSettings, measure_file, search
+from lightship.optimize.search import MOST_PROPOSED, SearchResult, measure_file, search
+from lightship.optimize.settings import SearchSettings
 from lightship.optimize.variant_pass import PassFailed, apply_passes
 from lightship.types import Silent
 

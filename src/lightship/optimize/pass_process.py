@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +18,21 @@ from typing import Any, overload
 import numpy as np
 
 from lightship.data.files import write_atomic
+from lightship.engine.machine import memory_limit_bytes
 from lightship.errors import LightshipError
 from lightship.optimize.variant_pass import apply_passes, load_pass
 from lightship.tasks.npz import read_npz
 from lightship.types import Json
 
 _PR_SET_PDEATHSIG = 1
+_MEMORY_SHARE = 0.7  # of the machine's or container's: a pass that wants more fails, and nobody else
 
 
 def main() -> int:
     """Do the jobs of standard input until it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever asked is gone: nobody wants the answer
+    if memory := int(_MEMORY_SHARE * memory_limit_bytes()):
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what a quantizer prints, in Python or below it, is no answer
         for line in sys.stdin:

@@ -16,7 +16,8 @@ from lightship.errors import InvalidInput
 from lightship.optimize.candidate import Candidate, Rows, Speed
 from lightship.optimize.objective import Objective
 from lightship.optimize.plan import Plan, default_plans, known_plans
-from lightship.optimize.search import SearchSettings, measure_file, search
+from lightship.optimize.search import measure_file, search
+from lightship.optimize.settings import SearchSettings
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
 from lightship.pipeline.stages.prepare import Prepared
