@@ -70,8 +70,7 @@ def foreign(tmp_path, monkeypatch):
     (place / "odd-1.0.dist-info").mkdir(parents=True)
     (place / "odd_passes.py").write_text(FOREIGN)
     names = ("Hangs", "Crashes", "Talks", "Gives", "Fails", "Hoards")
-    points = "".join(f"{name.lower()} = odd_passes:{name}
-" for name in names)
+    points = "".join(f"{name.lower()} = odd_passes:{name}\n" for name in names)
     (place / "odd-1.0.dist-info/entry_points.txt").write_text(f"[lightship.passes]\n{points}")
     (place / "odd-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
