@@ -3,8 +3,8 @@
 Two promises are put to the test on rows drawn from a multinomial, with the very functions that the gate calls:
 
 1. A variant whose true drop *is* the margin is released in at most 5 % of cases (alpha), for every amount of
-   disagreement; so are, together, three such candidates that share alpha; and a variant that harms no class is refused
-   for harm in at most 5 %.
+   disagreement; so are, together, one, two or three such candidates that share alpha, also where the selection rows say
+   how many there are; and a variant that harms no class is refused for harm in at most 5 %.
 2. After an undecided look, a variant without a drop is released in at least 80 % with the number of rows that the
    evidence states.
 
@@ -48,12 +48,29 @@ def release_rate(n: int, *, p_loss: float, p_gain: float, alpha: float, draws: i
     return wilson(int(released(b, c, n, alpha).sum()), draws, CONFIDENCE)
 
 
-def family_rate(n: int, *, p_gain: float, draws: int, seed: int, alpha: float = 0.05, candidates: int = 3) -> Interval:
-    """Return how often any of three independent candidates with a drop of the margin is released."""
+def family_rate(n: int, *, p_gain: float, draws: int, seed: int, candidates: int, alpha: float = 0.05) -> Interval:
+    """Return how often any of some independent candidates with a drop of the margin is released."""
     rates = (p_gain + MARGIN, p_gain, 1 - 2 * p_gain - MARGIN)
     b, c, _ = np.random.default_rng(seed).multinomial(n, rates, size=draws * candidates).T
     any_of = released(b, c, n, alpha / candidates).reshape(draws, candidates).any(axis=1)
     return wilson(int(any_of.sum()), draws, CONFIDENCE)
+
+
+def queue_rate(n: int, *, p_gain: float, draws: int, seed: int, alpha: float = 0.05) -> tuple[Interval, list[float]]:
+    """Return how often any candidate is released where the selection rows choose, and how often 0 to 3 were proposed.
+
+    Of three with a drop of the margin those are proposed that lost less than half of it on n / 2 selection rows, and
+    they share alpha.
+    """
+    rng = np.random.default_rng(seed)
+    rates = (p_gain + MARGIN, p_gain, 1 - 2 * p_gain - MARGIN)
+    chosen_on, judged_on = (rng.multinomial(rows, rates, size=(draws, 3)) for rows in (n // 2, n))
+    proposed = chosen_on[..., 0] - chosen_on[..., 1] < MARGIN / 2 * (n // 2)
+    queue = proposed.sum(axis=1)
+    losses, gains = judged_on[..., 0].ravel(), judged_on[..., 1].ravel()
+    passes = {k: released(losses, gains, n, alpha / k).reshape(draws, 3) for k in (1, 2, 3)}
+    any_of = sum(int((passes[k] & proposed)[queue == k].any(axis=1).sum()) for k in passes)
+    return wilson(any_of, draws, CONFIDENCE), [float((queue == k).mean()) for k in range(4)]
 
 
 def false_harm_rate(rows: int, *, classes: int, discordance: float, draws: int, seed: int) -> Interval:
@@ -93,10 +110,19 @@ def main() -> None:
                     f"| {n} | {100 * gain:g} % | {100 * alpha:.2f} % | {100 * exact:.2f} % | {show(rate)} |", flush=True
                 )
 
-    print("\nThree candidates with a true drop of the margin, any released (5 % shared)\n")
-    print("| rows | true gains | released |\n| --- | --- | --- |")
+    print("\nCandidates with a true drop of the margin, any released (5 % shared)\n")
+    print("| rows | true gains | candidates | released |\n| --- | --- | --- | --- |")
     for gain in (0.0, 0.01):
-        print(f"| 1000 | {100 * gain:g} % | {show(family_rate(1000, p_gain=gain, draws=draws, seed=seed))} |")
+        for count in (1, 2, 3):
+            rate = family_rate(1000, p_gain=gain, draws=draws, seed=seed, candidates=count)
+            print(f"| 1000 | {100 * gain:g} % | {count} | {show(rate)} |", flush=True)
+
+    print("\nThe same, as many as the selection rows propose: any released\n")
+    print("| rows | true gains | none, one, two, three proposed | released |\n| --- | --- | --- | --- |")
+    for gain in (0.0, 0.01):
+        rate, shares = queue_rate(1000, p_gain=gain, draws=draws, seed=seed)
+        said = ", ".join(f"{share:.0%}" for share in shares)
+        print(f"| 1000 | {100 * gain:g} % | {said} | {show(rate)} |", flush=True)
 
     print("\nNo drop, with the rows that an undecided first look states: released\n")
     print("| first look (rows, lost, gained) | alpha | rows stated | released |\n| --- | --- | --- | --- |")

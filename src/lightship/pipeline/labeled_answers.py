@@ -32,7 +32,7 @@ MARGINS: Mapping[Kind, float] = {"classes": 0.01, "tags": 0.01, "numbers": 0.02}
 """What is too much to lose, unless somebody says otherwise: of accuracy, of right tags, and how much larger errors."""
 
 _BATCH = 32
-_TABLE = 256
+_TABLE = 64
 
 
 class LabeledAnswers(Protocol):
