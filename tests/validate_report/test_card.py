@@ -90,3 +90,13 @@ def test_no_text_becomes_markup(release: ReportFacts, say, attack: str) -> None:
 def test_the_same_facts_give_the_same_card(release: ReportFacts) -> None:
     """So that it can have a digest."""
     assert render_card(release) == render_card(release)
+
+
+def test_versions_are_written_as_they_are_and_no_text_begins_a_list(release: ReportFacts) -> None:
+    """A number at the start of a line begins a list in Markdown, in the middle it is a number."""
+    changed = replace(release, headline="1. Not a list", lineage=(("numpy", "2.4.6"), ("- x", "-1")))
+    card = render_card(changed)
+
+    assert "- numpy: 2.4.6" in card
+    assert "\n1\\. Not a list\n" in card
+    assert "\n- \\- x: -1\n" in card

@@ -376,3 +376,17 @@ def test_a_model_that_nobody_searched_for_says_so(release: ReportFacts) -> None:
 
     assert "No other way to run this model was tried." in text
     assert "As exported." not in text
+
+
+def test_of_many_classes_the_weakest_come_first(release_of) -> None:
+    """A thousand rows in the order of the labels hide the one that matters; all are one click away."""
+    facts = release_of(tuple(f"class {index:04d}" for index in range(60)))
+    text = Page(render_page(facts)).text
+    part = text[text.index("F1 on the gate rows") : text.index("What was taken for what")]
+    weakest = min(facts.per_class, key=lambda one: one.f1.estimate)
+
+    assert "The weakest 20 of 60 come first." in part
+    first, every = part.split("All 60 classes")
+    assert first.count("class 00") == 20
+    assert first.index(weakest.label) == first.index("class 00")
+    assert every.count("class 00") == 60

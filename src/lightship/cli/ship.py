@@ -55,7 +55,7 @@ def _release(recipe: Path, as_json: bool, quiet: bool) -> None:
     say_stages(shipped.stages)
     click.echo(f"\nReleased {released.name}:{released.version}" + ("" if released.is_new else "  (unchanged)"))
     for line in released.headlines:
-        click.echo(f"  {line}")
+        say_line(f"  {line}")
     click.echo("\nEvidence")
     for row in released.evidence:
         say_line(f"  {row.verdict:<10} {row.check:<16} {row.summary}")

@@ -79,7 +79,7 @@ def report_facts(
             created=validated.created,
             released=validated.decision.released,
             headline=validated.headlines[0],
-            reasons=validated.decision.reasons or validated.headlines[1:],
+            reasons=validated.decision.reasons or _reasons(validated),
             task=prepared.task.name,
             chosen=validated.chosen,
             digests={row.check: row.digest for row in released.evidence} if released else {},
@@ -103,6 +103,12 @@ def report_facts(
         ),
     )
     return replace(found, curves=_curves(trained), worst=_worst(prepared, validated, prepared.labels("gate")))
+
+
+def _reasons(validated: Validated) -> tuple[str, ...]:
+    """Return why it was released; of the search only how much was tried, as the front shows the rest."""
+    tried = next(each.summary for each in validated.evidence if each.check == "search")
+    return tuple(tried.partition("; ")[0] if line == tried else line for line in validated.headlines[1:])
 
 
 def _curves(trained: Trained) -> CurveFacts:

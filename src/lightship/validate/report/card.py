@@ -17,7 +17,8 @@ from lightship.validate.report.words import front_words, missing_of, released_wo
 
 __all__ = ["render_card"]
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#!|~&$]|:(?=//)|^[-+=]|(?<=^\d)[.)])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#!|~&$]|:(?=//))")
+_AT_START = re.compile(r"^(\d*)([-+=.)])")  # what begins a list or underlines a heading where a line begins with it
 _WEAKEST = 5
 _UNKNOWN = "unknown: nobody recorded it"
 
@@ -25,7 +26,7 @@ _UNKNOWN = "unknown: nobody recorded it"
 def render_card(facts: ReportFacts) -> str:
     """Return the card as Markdown; write it as UTF-8. The same facts give the same text."""
     title = facts.name + (f":{facts.version}" if facts.version is not None else "")
-    lines = [f"# Model card: {_text(title)}", "", _text(facts.headline), ""]
+    lines = [f"# Model card: {_text(title)}", "", _first(facts.headline), ""]
     for heading, body in (
         ("What it is", _what(facts)),
         ("What it is for", _purpose(facts)),
@@ -45,6 +46,11 @@ def _text(value: str) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(clean(value).split()))
 
 
+def _first(value: str) -> str:
+    """Return a text that begins a line, or an item of a list, and so must not begin another list."""
+    return _AT_START.sub(r"\1\\\2", _text(value))
+
+
 def _digest(value: str) -> str:
     return f"`{value}`" if re.fullmatch("sha256:[0-9a-f]{64}", value) else _text(value)
 
@@ -58,7 +64,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 def _listed(pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     for name, value in pairs:
-        yield f"- {_text(name)}: {_text(value)}"
+        yield f"- {_first(name)}: {_text(value)}"
 
 
 def _what(facts: ReportFacts) -> Iterator[str]:
@@ -191,7 +197,7 @@ def _limits(facts: ReportFacts) -> Iterator[str]:
             yield f"- Worse where {_text(part.words)}: accuracy {shown} on {part.rows:,} rows"
     for value in facts.values:
         if value.problem:
-            yield f"- {_text(value.case)} in {_text(value.input)}: {_text(value.problem)}"
+            yield f"- {_first(value.case)} in {_text(value.input)}: {_text(value.problem)}"
     proven = [
         f"{name.removeprefix('proven ')} {value}" for name, value in facts.interface if name.startswith("proven ")
     ]
@@ -213,7 +219,7 @@ def _made(facts: ReportFacts) -> Iterator[str]:
         yield f"- variants: {_text(front_words(facts))}"
         chosen = _chosen(facts)
         if chosen is not None:
-            yield f"- {_text(chosen.name)}: {_text(chosen.reason)}"
+            yield f"- {_first(chosen.name)}: {_text(chosen.reason)}"
     yield from _listed(facts.lineage)
     if not facts.lineage:
         yield f"- origin: {_UNKNOWN}"

@@ -274,6 +274,7 @@ class CalibrationFacts:
         ece: expected calibration error, in [0, 1].
         brier, nll: mean Brier score and mean negative log-likelihood.
         temperature: that was fitted on the selection rows; ``None``: none was.
+        applied: the release divides its logits by it; ``ece`` and the rest are without.
         after: ``ece`` with that temperature.
         helps: the temperature is shown to make the probabilities better.
     """
@@ -284,6 +285,7 @@ class CalibrationFacts:
     brier: Interval | None = None
     nll: Interval | None = None
     temperature: float | None = None
+    applied: bool = False
     after: Interval | None = None
     after_bins: tuple[BinFacts, ...] = ()
     helps: bool = False
@@ -297,6 +299,7 @@ class CalibrationFacts:
             "brier": interval_json(self.brier),
             "nll": interval_json(self.nll),
             "temperature": number_json(self.temperature),
+            "applied": self.applied,
             "after": interval_json(self.after),
             "after_bins": [one.to_json() for one in self.after_bins],
             "helps": self.helps,

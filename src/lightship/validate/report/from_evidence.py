@@ -360,6 +360,7 @@ def _calibration(found: Mapping[str, Json]) -> CalibrationFacts | None:
         brier=interval_of(before.get("brier")),
         nll=interval_of(before.get("nll")),
         temperature=number_of(found.get("temperature")),
+        applied=found.get("applied") is True,
         after=interval_of(after.get("ece")),
         after_bins=tuple(_bins(after)),
         helps=found.get("helps") is True,

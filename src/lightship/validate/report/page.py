@@ -24,6 +24,7 @@ from lightship.types import Interval, Json, Verdict
 from lightship.validate.report import numerals
 from lightship.validate.report.comparison import Change, ComparisonFacts, Figure, SideFacts
 from lightship.validate.report.facts import (
+    ClassFacts,
     ConfusionFacts,
     ExampleFacts,
     FloorFacts,
@@ -45,12 +46,14 @@ from lightship.validate.report.words import (
 
 __all__ = ["render_comparison", "render_page"]
 
-_MEASURED_LINES = 120  # more are noise on a page; the JSON twin has them all
+_MEASURED_LINES = 60  # more are noise on a page; the JSON twin has them all
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CRISP_PX = 96  # an image up to this size is enlarged with sharp pixels
 _MISTAKES = 10
 _LONG_CLASS_LIST = 12
 _MOST_REASONS = 6
+_FEW_CLASSES = 40  # with more, the weakest stand first and all others one click away
+_WEAK_CLASSES = 20
 _FEW_DROPPED = 4  # so many dropped variants stand in the first table; more are folded
 _TEMPLATES = ("base", "macros", "report", "comparison")
 _SECTIONS = (
@@ -121,6 +124,8 @@ def render_page(facts: ReportFacts) -> str:
         opened=opened_by(facts),
         f1_plot=StripPlot([one.f1 for one in facts.per_class]),
         weakest=weakest_class(facts.per_class),
+        compares_values=any(one.variant for one in facts.values),
+        weak_classes=_weak_classes(facts.per_class),
         confusion_plot=confusion_plot(facts.confusion) if facts.confusion else None,
         mistakes=list(_mistakes(facts.confusion)) if facts.confusion else [],
         slice_plot=StripPlot(
@@ -153,6 +158,14 @@ def render_comparison(facts: ComparisonFacts) -> str:
 def _render(template: str, **values: object) -> str:
     style = Markup(_resource("style.css"))  # noqa: S704 (our own file)
     return _environment().get_template(f"{template}.html.j2").render(style=style, **values)
+
+
+def _weak_classes(classes: Sequence[ClassFacts]) -> list[ClassFacts]:
+    """Return the weakest of many classes, worst first; none where all are few enough to be seen at once."""
+    if len(classes) <= _FEW_CLASSES:
+        return []
+    known = [one for one in classes if math.isfinite(one.f1.estimate)]
+    return sorted(known, key=lambda one: one.f1.estimate)[:_WEAK_CLASSES]
 
 
 def _there(facts: ReportFacts) -> set[str]:

@@ -163,7 +163,8 @@ def _slices(facts: ReportFacts) -> str:
     worse = [one for one in facts.slices if one.worse]
     if worse:
         first = _short(worse[0].words.rstrip(". "))
-        return f"Shown to be worse: {len(worse)} of {len(facts.slices)} slices, first {first}."
+        end = "" if first.endswith("…") else "."
+        return f"Shown to be worse: {len(worse)} of {len(facts.slices)} slices, first {first}{end}"
     if facts.slices:
         looked = "1 slice" if len(facts.slices) == 1 else f"{len(facts.slices)} slices"
         return f"{looked} looked at; none is shown to be worse than the rest."
