@@ -14,6 +14,8 @@ from tests.pipeline import optimized_models as models
 
 from lightship.data.home import Home
 from lightship.errors import InvalidInput
+from lightship.optimize.answers import count_correct
+from lightship.optimize.candidate import Candidate, Rows
 from lightship.pipeline.imported import import_model
 from lightship.pipeline.optimized import optimize_model
 from lightship.pipeline.release_report import release_facts
@@ -121,6 +123,22 @@ def test_no_wrecked_variant_of_any_kind_passes(optimize, kind):
         assert outcome.verdict == "failed", (wreck.__name__, outcome.reason)
         layer = "first" if wreck is labeled.noise else "second"
         assert f"the first layer to go wrong is '{layer}'" in outcome.reason, (wreck.__name__, outcome.reason)
+
+
+@pytest.mark.parametrize("kind", ["one probability", "classes without scores", "one row at a time"])
+def test_right_classes_are_counted_whatever_the_answers_are(kind):
+    """One probability, the class itself, or scores of one row: the search must not take them for ten scores a row."""
+    made = labeled.KINDS[kind]()
+    hidden = np.maximum(made.rows @ made.weights["w1"] + made.weights["b1"], 0)
+    scores = hidden @ made.weights["w2"] + made.weights["b2"]
+    said = scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(axis=1)
+    inputs = made.rows[:200] if made.batch == "N" else made.rows[:200, np.newaxis]
+    runner = Candidate("m", graph=made.graph()).runner(batched=made.batch == "N")
+
+    right = count_correct(runner, Rows({"x": inputs}, made.truth[:200], "y", batched=made.batch == "N"))
+
+    assert right == int((said == made.truth)[:200].sum())
+    assert 120 < right < 200
 
 
 def test_the_margin_of_numbers_is_relative(optimize):
