@@ -26,9 +26,11 @@ from lightship.errors import (
     Unavailable,
     WorkerFailed,
 )
+from lightship.serve.access import ApiKey
 from lightship.serve.batcher import BatchBounds, Batcher
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import ModelFigures
+from lightship.serve.poisoners import Poisoners
 from lightship.serve.quarantine import Quarantine
 from lightship.serve.source import ModelSource
 from lightship.serve.supervisor import State, Supervisor
@@ -113,6 +115,7 @@ class ServedModel:
         self._running: dict[int, Batch] = {}
         self._suspects: set[Part] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
+        self._poisoners = Poisoners()
         self.tuned: Tuned | None = None
         self._measured: asyncio.Future[Measured | None] | None = None
         self._batches = 0
@@ -247,12 +250,31 @@ class ServedModel:
                 continue
             if part.tries > 1:
                 found = True
-                self._quarantine.add(part, self._loop.time())
+                self._poison_found(part)
                 message = "The model's process died twice on this input. Do not send it again unchanged."
                 part.work.finish(None, LightshipError(message))
-            else:
+            elif not self._of_poisoner(part):
                 self._try_alone(item)
         return found
+
+    def _poison_found(self, part: Part) -> None:
+        """Keep an input away, and its key too once that has sent too many."""
+        now, key = self._loop.time(), part.work.owner
+        self._quarantine.add(part, now)
+        if seconds := self._poisoners.found(key, now):
+            log.error("%s:%s runs nothing of the key %s for %.0f s: its inputs kill the worker",
+                      *(self.name, self.version, key, seconds))  # fmt: skip
+
+    def _of_poisoner(self, part: Part) -> bool:
+        """Answer a request that waits, or has to run again, if its key is kept away by now."""
+        try:
+            self._poisoners.refuse(part.work.owner, self._loop.time())
+        except Overloaded as exc:
+            self._suspects.discard(part)
+            self.figures.refused += 1
+            part.work.finish(None, exc)
+            return True
+        return False
 
     def _try_alone(self, item: Part) -> None:
         item.alone = True
@@ -324,17 +346,19 @@ class ServedModel:
             len(batch.items) for batch in list(self._running.values())
         )  # also asked from the control plane's thread
 
-    def admit(self, size_bytes: int) -> None:
+    def admit(self, size_bytes: int, key: ApiKey | None = None) -> None:
         """Refuse a request before its body is read, if it would be refused after.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the key is kept away because of what it has sent.
             Unavailable: the worker keeps dying, or is not there yet.
         """
         if self._worker is None and not self._life.accepting:
             self.figures.refused += 1
             raise Unavailable(f"The model {self.name} is not ready. Try again later.", retry_after_s=2.0)
         try:
+            if self._poisoners and key is not None:
+                self._poisoners.refuse(key.id, self._loop.time())
             self._batcher.refuse_if_full(size_bytes)
         except Overloaded:
             self.figures.refused += 1
@@ -423,7 +447,10 @@ class ServedModel:
             items = self._batcher.next_batch(now)
             if not items:
                 break
-            self._send(self._worker, items, now)
+            if self._poisoners:
+                items = [item for item in items if not self._of_poisoner(item)]
+            if items:
+                self._send(self._worker, items, now)
         self._set_timer()
 
     def _send(self, worker: WorkerProcess, items: list[Part], now: float) -> None:

@@ -51,6 +51,7 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
         parts: answers of the parts that have run.
         taken: rows that were put into the queue so far.
         item: the part that waits or runs; a large request has one after the other.
+        owner: id of the key that it came with; empty without keys.
     """
 
     rows: int
@@ -65,6 +66,7 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
     item: Part | None = None
     model: _Forgets | None = None
     submitted_s: float = 0.0
+    owner: str = ""
 
     @property
     def over(self) -> bool:

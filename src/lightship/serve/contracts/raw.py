@@ -54,7 +54,7 @@ class RawDoor:
             raise UnsupportedMedia(f"The content type must be one of {allowed}. Got {media[:80]!r}.")
         if exchange.head.body_bytes == 0:
             raise InvalidInput("The body must be one raw input, such as the bytes of an image. It is empty.")
-        model.admit(exchange.head.body_bytes or 0)
+        model.admit(exchange.head.body_bytes or 0, exchange.key)
 
     def _predict(self, exchange: Exchange) -> None:
         model: ServedModel = exchange.admitted
@@ -70,5 +70,7 @@ class RawDoor:
             rows=1, deadline_s=exchange.deadline_s, done=done, raws=(exchange.body,), size_bytes=len(exchange.body)
         )
         exchange.body = b""
+        if exchange.key is not None:
+            work.owner = exchange.key.id
         model.submit(work)
         exchange.on_gone = work.cancel

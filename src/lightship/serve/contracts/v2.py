@@ -97,7 +97,7 @@ class V2:
         exchange.admitted = door = self._doors.get(head.path) or self._new_door(exchange)
         exchange.version = model = door.view.model
         exchange.model = model.name
-        model.admit(head.body_bytes or 0)
+        model.admit(head.body_bytes or 0, exchange.key)
 
     def _new_door(self, exchange: Exchange) -> _Door:
         view = self._view(exchange)
@@ -115,6 +115,8 @@ class V2:
             deadline_s = min(deadline_s, exchange.arrived_s + request.timeout_us / 1e6)
         view = door.view
         work = view.work(request.inputs, deadline_s, partial(_told, exchange, request))
+        if exchange.key is not None:
+            work.owner = exchange.key.id
         view.model.submit(work)
         exchange.on_gone = work.cancel
 

@@ -113,7 +113,7 @@ class V2Grpc:
         message = self._codec.parse(data)
         view = self._views.find(message.model_name, message.model_version or None)
         exchange.model = view.model.name
-        view.model.admit(len(data))
+        view.model.admit(len(data), exchange.key)
         request = self._codec.read(message, view.inputs, view.outputs)
         deadline_s = exchange.deadline_s
         if request.timeout_us is not None:
@@ -129,6 +129,8 @@ class V2Grpc:
                 told.set_result(answer)
 
         work = view.work(request.inputs, deadline_s, done)
+        if exchange.key is not None:
+            work.owner = exchange.key.id
         del message, data  # the work holds what it needs, and lets go of it when it is done
         answer = await _done(view, work, told)
         response = V2Response(view.name, view.model.version, request.id, request.wanted)
