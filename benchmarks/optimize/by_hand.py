@@ -4,8 +4,9 @@
 
 Contestants: PyTorch eager, ONNX Runtime as it comes and with its own quantizers, OpenVINO, NNCF's two recipes on
 OpenVINO's own format, and what `lightship optimize` released for latency and for throughput. Files that other tools
-made (`rivals/make.py`) join with --also. Each round runs every contestant once, in a fresh process of
-its own, in shuffled order; a figure is the median over rounds, and a ratio that of the medians.
+made (`rivals/make.py`) join with --also. Each round runs every contestant once, in a fresh process of its own, in
+shuffled order, but those that were not half as fast as the best in the first one; a figure is the median over rounds,
+and a ratio that of the medians. With --keep a run that was stopped goes on.
 
 It prints a Markdown table.
 """
@@ -140,6 +141,20 @@ def by_command(model: Model, folder: Path, *, objective: str, minutes: float) ->
     from lightship.registry.releases import read_release
 
     home = folder / f"home-{objective}"
+    kept = folder / f"search-{objective}.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(searched(model, folder, home, objective=objective, minutes=minutes), indent=1))
+    found = json.loads(kept.read_text())
+    bundle = read_release(Home(home), f"m:{found['version'] or 1}").bundle
+    variant = bundle.manifest.variant(bundle.manifest.default)
+    path = folder / f"command-{objective}.onnx"
+    path.write_bytes(bundle.read(variant.graph))
+    precision = str(variant.options.get("precision", "f32"))
+    return Contestant(f"lightship optimize, {objective}", variant.engine, path, precision, found["chosen"])
+
+
+def searched(model: Model, folder: Path, home: Path, *, objective: str, minutes: float) -> dict:
+    """Return what the command says."""
     rows = folder / "rows.npz"
     np.savez(rows, **model.rows)
     upto = [part for name, size in model.upto.items() for part in ("--upto", f"{name}={size}")]
@@ -147,14 +162,7 @@ def by_command(model: Model, folder: Path, *, objective: str, minutes: float) ->
     np.savez(golden, **{name: array[:8] for name, array in model.rows.items() if name != "label"})
     _lightship(home, "import", folder / "model.onnx", "--name", "m", "--golden", golden, *upto)
     said = _lightship(home, "optimize", "m:1", "--data", rows, "--objective", objective, "--minutes", minutes, "--json")
-    found = json.loads(said)
-    (folder / f"search-{objective}.json").write_text(json.dumps(found, indent=1))
-    bundle = read_release(Home(home), f"m:{found['version'] or 1}").bundle
-    variant = bundle.manifest.variant(bundle.manifest.default)
-    path = folder / f"command-{objective}.onnx"
-    path.write_bytes(bundle.read(variant.graph))
-    precision = str(variant.options.get("precision", "f32"))
-    return Contestant(f"lightship optimize, {objective}", variant.engine, path, precision, found["chosen"])
+    return json.loads(said)
 
 
 def _lightship(home: Path, *arguments: object) -> str:
@@ -169,7 +177,7 @@ def _lightship(home: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def measure(contestant: Contestant, model: Model, rows: Path, folder: Path, *, first: bool, seconds: float) -> dict:
+def measure(contestant: Contestant, model: str, rows: Path, folder: Path, *, first: bool, seconds: float) -> dict:
     answers = folder / f"{contestant.name.replace(' ', '-')}.npy"
     job = {
         "kind": contestant.kind,
@@ -213,6 +221,16 @@ def table(contestants: list[Contestant], found: dict[str, list[dict]], folder: P
         )
 
 
+def is_near(name: str, found: dict[str, list[dict]]) -> bool:
+    """Return whether a contestant came near the best in the first round, in calls of one row or in rows a second."""
+    first = {other: runs[0] for other, runs in found.items() if runs}
+    if name not in first:
+        return False
+    quickest = min(run["p50_ms"] for run in first.values())
+    busiest = max(run["rows_per_s"] for run in first.values())
+    return first[name]["p50_ms"] < 2 * quickest or first[name]["rows_per_s"] > busiest / 2
+
+
 def _middle(runs: list[dict], key: str) -> float:
     return float(np.median([run[key] for run in runs])) if runs else 0.0
 
@@ -220,6 +238,27 @@ def _middle(runs: list[dict], key: str) -> float:
 def _spread(runs: list[dict], key: str, form: str) -> str:
     values = [run[key] for run in runs]
     return f"{np.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
+def timed(
+    contestants: list[Contestant], options: argparse.Namespace, rows: Path, folder: Path
+) -> dict[str, list[dict]]:
+    """Return the runs of each contestant, one a round."""
+    kept = folder / "runs.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    found = {each.name: found.get(each.name, []) for each in contestants}
+    for number in range(options.rounds):
+        for turn in np.random.default_rng(number).permutation(len(contestants)):
+            each = contestants[int(turn)]
+            if len(found[each.name]) > number or (number and not is_near(each.name, found)):
+                continue
+            try:
+                run = measure(each, options.model, rows, folder, first=number == 0, seconds=options.seconds)
+                found[each.name].append(run)
+                kept.write_text(json.dumps(found))
+            except RuntimeError as exc:
+                print(f"{each.name}: {exc}", file=sys.stderr)
+    return found
 
 
 def main() -> None:
@@ -232,7 +271,9 @@ def main() -> None:
         "--also", action="append", default=[], metavar="NAME=FILE", help="a file of another tool: ONNX or OpenVINO"
     )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lightship-benchmarks")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the files and searches are to stay")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="where the files and searches stay, and are found again"
+    )
     options = parser.parse_args()
     options.cache.mkdir(exist_ok=True)
     model = SUBJECTS[options.model](options.cache)
@@ -247,16 +288,7 @@ def main() -> None:
             contestants.append(by_command(model, folder, objective=objective, minutes=options.minutes))
         rows = folder / "timed.npz"
         np.savez(rows, **{name: array[-64:] for name, array in inputs.items()})
-        found: dict[str, list[dict]] = {each.name: [] for each in contestants}
-        for number in range(options.rounds):
-            for turn in np.random.default_rng(number).permutation(len(contestants)):
-                each = contestants[int(turn)]
-                try:
-                    run = measure(each, model, rows, folder, first=number == 0, seconds=options.seconds)
-                    found[each.name].append(run)
-                except RuntimeError as exc:
-                    print(f"{each.name}: {exc}", file=sys.stderr)
-        table(contestants, found, folder)
+        table(contestants, timed(contestants, options, rows, folder), folder)
 
 
 if __name__ == "__main__":
