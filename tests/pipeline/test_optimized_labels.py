@@ -103,7 +103,7 @@ def test_a_good_variant_passes_and_is_told_by_what_the_labels_are(optimize, kind
 
 WRECKS = {
     "one number": (labeled.noise, labeled.halved, labeled.first_lost),
-    "numbers": (labeled.noise, labeled.halved, labeled.first_lost, labeled.constant),
+    "numbers": (labeled.noise, labeled.halved, labeled.constant),
     "tags": (labeled.noise, labeled.first_lost, labeled.constant),
     "one probability": (labeled.noise, labeled.first_lost, labeled.constant),
     "classes without scores": (labeled.noise, labeled.first_lost, labeled.constant),
