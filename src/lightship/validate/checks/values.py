@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightship.bundle.statement import Evidence
+from lightship.bundle.statement import Evidence, summary_of
 from lightship.errors import InvalidInput, LightshipError
 from lightship.types import Json, ValueRange, Verdict
 
@@ -287,7 +287,7 @@ def _summary(tried: int, size: int, proven: Mapping[str, Mapping[str, Json]], ma
     line = f"{tried} kinds of odd values tried {alone}"
     reached = [f"{name} up to {found['magnitude']:g}" for name, found in proven.items() if found["magnitude"]]
     if reached:
-        line += f"; finite answers for {', '.join(reached)[:300]}"
+        line += f"; finite answers for {summary_of(', '.join(reached), most=300)}"
     if masked:
-        line += f"; the variant answers what the reference does not: {', '.join(masked)[:300]}"
+        line += f"; the variant answers what the reference does not: {summary_of(', '.join(masked), most=300)}"
     return line
