@@ -123,7 +123,8 @@ def by_hand(folder: Path, calibration: dict[str, np.ndarray]) -> list[Contestant
     ]
     for name, (kind, file, make) in makers.items():
         try:
-            make(folder / file)
+            if not (folder / file).exists():
+                make(folder / file)
             made.append(Contestant(name, kind, folder / file))
         except Exception as exc:  # noqa: BLE001 - a tool that fails is a result
             print(f"{name}: {type(exc).__name__}: {str(exc)[:200]}", file=sys.stderr)
@@ -177,7 +178,7 @@ def _lightship(home: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def measure(contestant: Contestant, model: str, rows: Path, folder: Path, *, first: bool, seconds: float) -> dict:
+def measure(contestant: Contestant, model: Model, rows: Path, folder: Path, *, first: bool, seconds: float) -> dict:
     answers = folder / f"{contestant.name.replace(' ', '-')}.npy"
     job = {
         "kind": contestant.kind,
@@ -241,19 +242,19 @@ def _spread(runs: list[dict], key: str, form: str) -> str:
 
 
 def timed(
-    contestants: list[Contestant], options: argparse.Namespace, rows: Path, folder: Path
+    contestants: list[Contestant], model: Model, rows: Path, folder: Path, *, rounds: int, seconds: float
 ) -> dict[str, list[dict]]:
     """Return the runs of each contestant, one a round."""
     kept = folder / "runs.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     found = {each.name: found.get(each.name, []) for each in contestants}
-    for number in range(options.rounds):
+    for number in range(rounds):
         for turn in np.random.default_rng(number).permutation(len(contestants)):
             each = contestants[int(turn)]
             if len(found[each.name]) > number or (number and not is_near(each.name, found)):
                 continue
             try:
-                run = measure(each, options.model, rows, folder, first=number == 0, seconds=options.seconds)
+                run = measure(each, model, rows, folder, first=number == 0, seconds=seconds)
                 found[each.name].append(run)
                 kept.write_text(json.dumps(found))
             except RuntimeError as exc:
@@ -288,7 +289,8 @@ def main() -> None:
             contestants.append(by_command(model, folder, objective=objective, minutes=options.minutes))
         rows = folder / "timed.npz"
         np.savez(rows, **{name: array[-64:] for name, array in inputs.items()})
-        table(contestants, timed(contestants, options, rows, folder), folder)
+        found = timed(contestants, model, rows, folder, rounds=options.rounds, seconds=options.seconds)
+        table(contestants, found, folder)
 
 
 if __name__ == "__main__":
