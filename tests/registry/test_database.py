@@ -202,9 +202,8 @@ def test_a_rollback_is_no_way_round_the_consent(registry, add):
         now = "2026-03-02T00:00:00.000000Z"
         move = {"at": now, "who": "old", "action": "promote", "why": ""}
         registry_module._move(connection, record, "live", None, **move)
-        registry_module._move(
-            connection, registry_module._find(connection, Reference("digits", None, 2)), "live", 1, **move
-        )
+        second = registry_module._find(connection, Reference("digits", None, 2))
+        registry._sign(connection, registry_module._move(connection, second, "live", 1, **move))
     with pytest.raises(GateRefused, match="rollback digits --accept-unproven"):
         registry.rollback("digits", "live", who="bob")
     assert registry.rollback("digits", "live", who="bob", accept_unproven=True).to_version == 1

@@ -359,5 +359,21 @@ def test_a_rollback_to_a_warm_worker_asks_again_who_is_trusted(serve, versions):
         connection.execute("UPDATE aliases SET version = 1")
         connection.commit()
 
-    until(lambda: state(server)["references"][0]["failure"] is not None)
+    until(lambda: bool(state(server)["degraded"]))
     assert state(server)["references"][0]["version"] == 2
+
+
+def test_an_alias_that_was_moved_without_a_key_is_not_followed(serve, versions):
+    """Version 1 is released and signed, but nobody has signed that production is to be it again."""
+    server = serve()
+    promote(versions, 2)
+    until(lambda: [one["version"] for one in state(server)["references"]] == [2])
+    with contextlib.closing(sqlite3.connect(versions.registry)) as connection:
+        connection.execute("UPDATE aliases SET version = 1")
+        connection.commit()
+
+    until(lambda: "its last signed move made it version 2" in (state(server)["degraded"] or ""))
+    assert state(server)["references"][0]["version"] == 2
+    promote(versions, 1)
+    until(lambda: [one["version"] for one in state(server)["references"]] == [1])
+    until(lambda: not state(server)["degraded"])

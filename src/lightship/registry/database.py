@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import date, datetime
 from pathlib import Path
@@ -20,9 +20,11 @@ from sqlalchemy import Connection, Row, RowMapping, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or
 from sqlalchemy.exc import DBAPIError
 
+from lightship.bundle.signing import PrivateKey, TrustStore
 from lightship.data.files import canonical_json
 from lightship.data.home import Home
 from lightship.errors import BundleRefused, Conflict, GateRefused, InvalidInput, LightshipError
+from lightship.registry.alias_moves import require_signed, signed_move
 from lightship.registry.chain import breaks, live_aliases, previous_versions, sealed
 from lightship.registry.engines import reader, writer
 from lightship.registry.migrate import prepare
@@ -39,15 +41,16 @@ from lightship.registry.records import (
     VersionRecord,
 )
 from lightship.registry.releases import SignedVersion, contradiction, signed_version
-from lightship.registry.resolve import not_accepted, unknown_alias, unknown_name, unknown_version
+from lightship.registry.resolve import check_revision, not_accepted, unknown_alias, unknown_name, unknown_version
 from lightship.registry.sqlite import as_error, connect_reader, write_lock
-from lightship.registry.tables import ALIASES, CHAIN_HEAD, GATE_LOOKS, HISTORY, MODELS, VERSIONS
+from lightship.registry.tables import ALIAS_MOVES, ALIASES, CHAIN_HEAD, GATE_LOOKS, HISTORY, MODELS, VERSIONS
 
 __all__ = ["Registry", "open_database"]
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _WHO_CHARACTERS = 200
 _TEXT_CHARACTERS = 4000
+_SIGNS_MOVES = "0002"  # the first schema whose moves of aliases are signed
 ACCEPTED = "[accepted as unproven]"
 """Stands in the history's reason of a move whose person accepted a version without all of its evidence."""
 
@@ -57,14 +60,22 @@ def open_database(home: Home, *, read_only: bool = False, clock: Callable[[], da
 
     Raises:
         NotFound: ``read_only`` and there is none.
-        Refused: a newer program has written it, or the file is a database of something else.
+        Refused: a newer program has written it, or, ``read_only``, an older one; or it is a database of something else.
         LightshipError: the file is damaged; it was left as it is.
     """
     if read_only:
-        connect_reader(home.registry).close()
+        with closing(connect_reader(home.registry)) as connection:
+            check_revision(connection, home.registry)
     else:
-        prepare(home.registry)
+        prepare(home.registry, upgraded=lambda old: _sign_old_moves(home, old, clock))
     return Registry(home, read_only=read_only, clock=clock)
+
+
+def _sign_old_moves(home: Home, old: str, clock: Callable[[], datetime]) -> None:
+    """Sign where the aliases of a registry point that comes from a program which signed no moves."""
+    if old < _SIGNS_MOVES:
+        with Registry(home, clock=clock) as registry:
+            registry.sign_old_moves()
 
 
 class Registry:
@@ -140,19 +151,27 @@ class Registry:
         Raises:
             InvalidInput: the reference has another form.
             NotFound: there is no such name, alias or version.
+            BundleRefused: nobody who is trusted has signed that the alias points there.
         """
-        wanted = Reference.parse(reference)
         with self._read() as connection:
-            return _find(connection, wanted)
+            return self._followed(connection, Reference.parse(reference))
 
     def alias(self, name: str, alias: str = PRODUCTION) -> VersionRecord:
         """Return the version that an alias points to.
 
         Raises:
             NotFound: there is no such name or alias.
+            BundleRefused: nobody who is trusted has signed that it points there.
         """
         with self._read() as connection:
-            return _find(connection, Reference(check_name(name), check_alias(alias), None))
+            return self._followed(connection, Reference(check_name(name), check_alias(alias), None))
+
+    def _followed(self, connection: Connection, wanted: Reference) -> VersionRecord:
+        """Return the version that a reference names; an alias is followed only where its move is signed."""
+        found = _find(connection, wanted)
+        if wanted.alias is not None:
+            self._require_signed(connection, wanted.name, wanted.alias, found.version)
+        return found
 
     def signed(self, record: VersionRecord) -> SignedVersion | None:
         """Return what was signed about a version, or ``None`` if the store does not have its release.
@@ -188,7 +207,19 @@ class Registry:
             entries = list(_history(connection))
             problems = list(breaks(entries, head_count=count, head_hash=last))
             problems += _contradictions(connection, entries)
+            problems += self._unsigned(connection)
         return HistoryCheck(len(entries), last, tuple(problems))
+
+    def _unsigned(self, connection: Connection) -> Iterator[str]:
+        """Yield what is wrong with the signed moves of the aliases."""
+        query = select(MODELS.c.name, ALIASES.c.alias, ALIASES.c.version).join(
+            MODELS, MODELS.c.id == ALIASES.c.model_id
+        )
+        for name, alias, version in connection.execute(query.order_by(MODELS.c.name, ALIASES.c.alias)).all():
+            try:
+                self._require_signed(connection, name, alias, version)
+            except BundleRefused as exc:
+                yield str(exc).partition(" Somebody changed")[0]
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -295,12 +326,12 @@ class Registry:
         with self._write(who) as (connection, at):
             record = _find(connection, Reference(check_name(name), None, version))
             current = _alias_version(connection, name, alias)
-            if current == version:
+            if current == version and self._is_signed(connection, name, alias, version):
                 return AliasMove(name, alias, version, version, changed=False)
             if lacking := self._lacking(record):
                 _require_accepted(record, lacking, accept_unproven, command=f"promote {name}:{version}")
                 why = _accepted(why)
-            _move(connection, record, alias, current, at=at, who=who, action="promote", why=why)
+            self._sign(connection, _move(connection, record, alias, current, at=at, who=who, action="promote", why=why))
         return AliasMove(name, alias, current, version, changed=True)
 
     def rollback(
@@ -319,6 +350,7 @@ class Registry:
         _check_text("why", why)
         with self._write(who) as (connection, at):
             current = _find(connection, Reference(check_name(name), alias, None)).version
+            self._require_signed(connection, name, alias, current)
             moves = [e for e in _history(connection, name=name) if e.alias == alias]
             been = previous_versions(moves)
             if len(been) < 2:
@@ -331,8 +363,30 @@ class Registry:
             if (lacking := self._lacking(record)) and not accepted:
                 _require_accepted(record, lacking, accept_unproven, command=f"rollback {name}")
                 why = _accepted(why)
-            _move(connection, record, alias, current, at=at, who=who, action="rollback", why=why)
+            self._sign(
+                connection, _move(connection, record, alias, current, at=at, who=who, action="rollback", why=why)
+            )
         return AliasMove(name, alias, current, record.version, changed=True)
+
+    def sign_old_moves(self) -> None:
+        """Sign the last move of every alias that has none, if history and tables agree.
+
+        Only for a registry from before moves were signed: later a missing signature is what tells of a change.
+
+        Raises:
+            BundleRefused: they do not agree, so nothing is signed.
+        """
+        with self._write("migration") as (connection, _):
+            head = connection.execute(select(CHAIN_HEAD)).one()
+            entries = list(_history(connection))
+            problems = [*breaks(entries, head_count=head.lines, head_hash=head.hash)]
+            if problems := [*problems, *_contradictions(connection, entries)]:
+                raise BundleRefused(
+                    f"The aliases of the old registry {self.path} are not signed, for its history does not hold: "
+                    f"{' '.join(problems)} Put each where it should point: `lightship promote NAME:VERSION`."
+                )
+            for entry in {(e.name, e.alias): e for e in entries if e.alias is not None}.values():
+                self._sign(connection, entry)
 
     def count_look(self, fingerprint: str, subject: str) -> int:
         """Note that ``subject`` was measured on a gate set, and return how many distinct subjects were so far.
@@ -374,8 +428,30 @@ class Registry:
         if lacking and accept_unproven is not True:
             return None
         why = _accepted("first version") if lacking else "first version"
-        _move(connection, record, PRODUCTION, None, at=at, who=who, action="promote", why=why)
+        entry = _move(connection, record, PRODUCTION, None, at=at, who=who, action="promote", why=why)
+        self._sign(connection, entry)
         return PRODUCTION
+
+    def _sign(self, connection: Connection, entry: HistoryEntry) -> None:
+        """Sign a line that moved an alias, with the key of this home, which it trusts."""
+        key = PrivateKey.load_or_create(self._home.keys)
+        TrustStore(self._home.trust).add_local(key)
+        envelope = signed_move(entry, key=key)
+        connection.execute(insert_or(ALIAS_MOVES).values(seq=entry.seq, envelope=envelope).on_conflict_do_nothing())
+
+    def _require_signed(self, connection: Connection, name: str, alias: str, version: int) -> None:
+        moves = [entry for entry in _history(connection, name=name) if entry.alias == alias]
+        last = moves[-1] if moves else None
+        query = select(ALIAS_MOVES.c.envelope).where(ALIAS_MOVES.c.seq == (last.seq if last else 0))
+        envelope = connection.execute(query).scalar_one_or_none()
+        require_signed((name, alias, version), last, envelope, trust=TrustStore(self._home.trust))
+
+    def _is_signed(self, connection: Connection, name: str, alias: str, version: int) -> bool:
+        try:
+            self._require_signed(connection, name, alias, version)
+        except BundleRefused:
+            return False
+        return True
 
     # -- transactions -------------------------------------------------------------------------------------------
 
@@ -535,7 +611,7 @@ def _next_version(connection: Connection, model_id: int, name: str, wanted: int 
 def _move(
     connection: Connection, record: VersionRecord, alias: str, current: int | None, *, at: str, who: str, action: str,
     why: str,
-) -> None:  # fmt: skip
+) -> HistoryEntry:  # fmt: skip
     model_id = _model_id(connection, record.name)
     values = {"model_id": model_id, "alias": alias, "version": record.version}
     connection.execute(
@@ -543,14 +619,14 @@ def _move(
         .values(values)
         .on_conflict_do_update(index_elements=["model_id", "alias"], set_={"version": record.version})
     )
-    _append(connection, record, at=at, who=who, action=action, why=why, alias=alias, current=current)
+    return _append(connection, record, at=at, who=who, action=action, why=why, alias=alias, current=current)
 
 
 def _append(
     connection: Connection, record: VersionRecord, *, at: str, who: str, action: str, why: str,
     alias: str | None = None, current: int | None = None,
-) -> None:  # fmt: skip
-    """Write one line of the history and the new head of the chain."""
+) -> HistoryEntry:  # fmt: skip
+    """Write one line of the history and the new head of the chain; return the line."""
     head = connection.execute(select(CHAIN_HEAD)).one()
     entry = sealed(
         HistoryEntry(
@@ -573,6 +649,7 @@ def _append(
     )
     connection.execute(insert(HISTORY).values({**asdict(entry), "evidence": json.dumps(entry.evidence)}))
     connection.execute(update(CHAIN_HEAD).values(lines=entry.seq, hash=entry.hash))
+    return entry
 
 
 def _history(connection: Connection, *, name: str | None = None, until: str | None = None) -> Iterator[HistoryEntry]:

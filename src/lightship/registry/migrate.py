@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from lightship.registry.sqlite import HEAD, as_error, check_pages, connect_reade
 __all__ = ["prepare"]
 
 
-def prepare(path: Path) -> None:
+def prepare(path: Path, *, upgraded: Callable[[str], None] = lambda _: None) -> None:
     """Make sure that ``path`` is a sound registry of this program's schema.
+
+    Args:
+        path: of the file.
+        upgraded: called with the revision that the file had, after it was brought up to date.
 
     Raises:
         Refused: a newer program has written it, or it is a database of something else.
@@ -34,8 +39,11 @@ def prepare(path: Path) -> None:
     check_pages(path)
     if _revision(path) != HEAD:
         with write_lock(path):
-            if _revision(path) != HEAD:  # another process may have done it while this one waited
-                _upgrade(path)
+            old = _revision(path)
+            if old == HEAD:  # another process has done it while this one waited
+                return
+            _upgrade(path)
+        upgraded(old)
 
 
 def _revision(path: Path) -> str:

@@ -1,23 +1,27 @@
-"""From what a person typed to digests, for servers: standard library only, the database read-only.
+"""From what a person typed to digests, for servers: standard library and ``bundle`` only, the database read-only.
 
-SQLAlchemy costs 0.6 s of import, which a server would pay in every process. The price is that the two queries here know
-the schema too: a migration that touches ``models``, ``versions`` or ``aliases`` must change this file.
+SQLAlchemy costs 0.6 s of import, which a server would pay in every process. The price is that the queries here know the
+schema too: a migration that touches ``models``, ``versions``, ``aliases`` or ``history`` must change this file.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from lightship.bundle.signing import TrustStore
 from lightship.data.home import Home
 from lightship.errors import NotFound, Refused
+from lightship.registry.alias_moves import require_signed
 from lightship.registry.names import PRODUCTION, Reference, fold
+from lightship.registry.records import HistoryEntry
 from lightship.registry.sqlite import HEAD, as_error, connect_reader, revision_of
 
-__all__ = ["Resolved", "not_accepted", "resolve", "unknown_alias", "unknown_name", "unknown_version"]
+__all__ = ["Resolved", "check_revision", "not_accepted", "resolve", "unknown_alias", "unknown_name", "unknown_version"]
 
 _SHOWN = 10
 
@@ -45,21 +49,27 @@ def resolve(home: Home, reference: str) -> Resolved:
     Raises:
         InvalidInput: the reference has another form.
         NotFound: no such registry, name, alias or version; the message lists what exists.
+        BundleRefused: nobody who is trusted has signed that the alias points where it does.
         Unavailable: another program holds the registry locked.
         LightshipError: the registry is damaged, or was written by a newer program.
     """
     wanted = Reference.parse(reference)
     path = home.registry
     with closing(connect_reader(path)) as connection:
-        _check_revision(connection, path)
+        check_revision(connection, path)
         try:
             connection.execute("BEGIN")  # all queries see one moment
-            return _find(connection, wanted)
+            return _find(connection, wanted, TrustStore(home.trust))
         except sqlite3.Error as exc:
             raise as_error(exc, path) from exc
 
 
-def _check_revision(connection: sqlite3.Connection, path: Path) -> None:
+def check_revision(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse to read a registry of an older schema.
+
+    Raises:
+        Refused: it is one; the message says what brings it up to date.
+    """
     if (revision := revision_of(connection, path)) != HEAD:
         raise Refused(
             f"The registry {path} has the older schema {revision}; this program reads {HEAD}. "
@@ -67,7 +77,22 @@ def _check_revision(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _find(connection: sqlite3.Connection, wanted: Reference) -> Resolved:
+def _require_signed(connection: sqlite3.Connection, name: str, alias: str, version: int, trust: TrustStore) -> None:
+    """Refuse an alias that was moved by somebody without a key."""
+    columns = ", ".join(f"history.{field.name}" for field in fields(HistoryEntry))
+    row = connection.execute(
+        f"SELECT {columns}, envelope FROM history LEFT JOIN alias_moves USING (seq) "  # noqa: S608 - our own names
+        "WHERE name = ? AND alias = ? ORDER BY history.seq DESC LIMIT 1",
+        (name, alias),
+    ).fetchone()
+    last, envelope = None, None
+    if row is not None:
+        said = dict(zip((field.name for field in fields(HistoryEntry)), row[:-1], strict=True))
+        last, envelope = HistoryEntry(**{**said, "evidence": tuple(json.loads(said["evidence"]))}), row[-1]
+    require_signed((name, alias, version), last, envelope, trust=trust)
+
+
+def _find(connection: sqlite3.Connection, wanted: Reference, trust: TrustStore) -> Resolved:
     model = connection.execute("SELECT id FROM models WHERE name = ?", (wanted.name,)).fetchone()
     if model is None:
         names = [name for (name,) in connection.execute("SELECT name FROM models ORDER BY name")]
@@ -82,7 +107,8 @@ def _find(connection: sqlite3.Connection, wanted: Reference) -> Resolved:
                 raise not_accepted(wanted.name, latest)
             rows = connection.execute("SELECT alias FROM aliases WHERE model_id = ? ORDER BY alias", model)
             raise unknown_alias(wanted.name, wanted.alias, [alias for (alias,) in rows])
-        version = found[0]
+        version = int(found[0])
+        _require_signed(connection, wanted.name, wanted.alias, version, trust)
     row = connection.execute(
         "SELECT bundle, release FROM versions WHERE model_id = ? AND version = ?", (model[0], version)
     ).fetchone()

@@ -33,7 +33,7 @@ __all__ = [
     "write_lock",
 ]
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """The schema revisions that this program knows, oldest first; equal to the files in ``migrations/versions``."""
 
 HEAD = REVISIONS[-1]

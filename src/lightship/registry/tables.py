@@ -15,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-__all__ = ["ALIASES", "CHAIN_HEAD", "GATE_LOOKS", "HISTORY", "METADATA", "MODELS", "VERSIONS"]
+__all__ = ["ALIASES", "ALIAS_MOVES", "CHAIN_HEAD", "GATE_LOOKS", "HISTORY", "METADATA", "MODELS", "VERSIONS"]
 
 METADATA = MetaData()
 
@@ -74,6 +74,14 @@ HISTORY = Table(
     Column("hash", String, nullable=False),
 )
 """``evidence``: a JSON list of digests. Rows are only ever added, at the end (triggers)."""
+
+ALIAS_MOVES = Table(
+    "alias_moves",
+    METADATA,
+    Column("seq", Integer, ForeignKey("history.seq"), primary_key=True),
+    Column("envelope", String, nullable=False),
+)
+"""The signed lines of the history that moved an alias; see ``alias_moves``."""
 
 CHAIN_HEAD = Table(
     "chain_head",
