@@ -154,12 +154,32 @@ def test_interface_names_the_tensors(color):
         ({"labels": ["a", ""]}, "at least two different"),
         ({"labels": ["a", 1]}, "list of texts"),
         ({"gamma": 1}, "needs exactly"),
+        ({"temperature": "0"}, "`temperature` .* a decimal above 0"),
+        ({"temperature": 1.5}, "`temperature`"),
+        ({"temperature": "1e3"}, "`temperature`"),
     ],
 )
 def test_wrong_configurations_are_refused_by_key(change, why):
     """A bundle is from outside: every value is checked, unknown keys too."""
     with pytest.raises(InvalidInput, match=why):
         ImageClassification.from_config({**CONFIG, **change})
+
+
+def test_a_temperature_changes_how_sure_answers_are_and_nothing_else(grey, pixels):
+    """Logits are divided by it; tensors and the order of the classes stay, and so does a configuration without one."""
+    calm = ImageClassification.from_config({**grey.config(), "temperature": "2.5"})
+    logits = np.random.default_rng(3).normal(size=(4, len(grey.labels))) * 5
+
+    for sure, answer, row in zip(
+        grey.decode({"logits": logits}), calm.decode({"logits": logits}), logits / 2.5, strict=True
+    ):
+        expected = np.exp(row) / np.exp(row).sum()
+        assert list(answer["probabilities"]) == list(sure["probabilities"])
+        assert [answer["probabilities"][label] for label in grey.labels] == pytest.approx(expected)
+    assert np.array_equal(calm.encode(pixels)["image"], grey.encode(pixels)["image"])
+    assert calm.config()["temperature"] == "2.5"
+    assert "temperature" not in grey.config()
+    assert calm.answer_tolerance(0.5) == pytest.approx(0.1)
 
 
 def test_a_missing_key_is_refused():

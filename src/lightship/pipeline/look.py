@@ -21,6 +21,7 @@ from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
 from lightship.pipeline.stages.train import Trained, require_torch
 from lightship.tasks.image_classification import PIXEL_MAX
+from lightship.tasks.task import Task
 from lightship.types import Json, ValueRange, Verdict
 from lightship.validate.checks.accuracy import check_accuracy
 from lightship.validate.checks.data import check_data
@@ -37,9 +38,9 @@ from lightship.validate.looks import Speed, look_at_scores, require_finite_refer
 __all__ = ["Judged", "Look", "task_ref"]
 
 
-def task_ref(prepared: Prepared) -> TaskRef:
-    """Return the task as the bundle will carry it; evidence names its digest."""
-    return TaskRef(prepared.task.name, prepared.task.codec_version, prepared.task.config())
+def task_ref(task: Task) -> TaskRef:
+    """Return a task as a bundle carries it; evidence names its digest."""
+    return TaskRef(task.name, task.codec_version, task.config())
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Look:
         self._near_duplicates = near_duplicates(bench, prepared)
         self._float32, self._float64 = torch_outputs(trained.model.module(), self._images)
         self.tolerance = parity_tolerance(self._float32, self._float64)
-        task = {TASK_SUBJECT: task_ref(prepared).digest}
+        task = {TASK_SUBJECT: task_ref(prepared.task).digest}
         reference = {"reference": sha256_hex(trained.reference)}
         base = Variant(REFERENCE, graph=trained.reference)
         self._reference = Judged(base, self._run(base), {**task, **reference})

@@ -151,6 +151,9 @@ class Gate(_Section):
     confidence: float = Field(0.95, ge=0.5, lt=1, description="confidence of every interval and test")
     overfitting_limit: float = Field(0.05, gt=0, le=1, description="largest gap of train over validation accuracy")
     overfitting: Literal["report", "require"] = Field("report", description="whether that gap can refuse a release")
+    temperature: Literal["report", "apply"] = Field(
+        "report", description="whether the temperature that calibrates on selection rows goes into the release"
+    )
 
 
 class Recipe(_Section):

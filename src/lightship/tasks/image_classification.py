@@ -39,6 +39,8 @@ class ImageClassification:
         width: likewise.
         mean: one decimal a channel, e.g. ``("0.1307",)``, of pixels in [0, 1].
         std: likewise, above 0. Decimals are text so that the configuration has one spelling and one digest.
+        temperature: a decimal above 0 that logits are divided by before they become probabilities. It changes how sure
+            answers are, never which one comes first. "1" leaves them, and is left out of the configuration.
     """
 
     labels: tuple[str, ...]
@@ -47,6 +49,7 @@ class ImageClassification:
     width: int
     mean: tuple[str, ...]
     std: tuple[str, ...]
+    temperature: str = "1"
 
     name: ClassVar[str] = "image-classification"
     codec_version: ClassVar[int] = 1
@@ -61,6 +64,11 @@ class ImageClassification:
                 raise InvalidInput(f"`{side}` of {self.name} must be a whole number in [1, {MAX_SIDE}]. Got {value!r}.")
         for key in ("mean", "std"):
             _check_decimals(key, getattr(self, key), channels=self.channels, positive=key == "std")
+        said = self.temperature
+        if not isinstance(said, str) or not _DECIMAL.fullmatch(said) or float(said) <= 0:
+            raise InvalidInput(
+                f'`temperature` of {self.name} must be a decimal above 0, written as text such as "1.5". Got {said!r}.'
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Json]) -> Self:
@@ -70,9 +78,9 @@ class ImageClassification:
             InvalidInput: a key is missing, unknown or of the wrong type.
         """
         wanted = {"labels", "channels", "height", "width", "mean", "std"}
-        if set(config) != wanted:
+        if set(config) - {"temperature"} != wanted:
             raise InvalidInput(
-                f"The configuration of {cls.name} needs exactly {', '.join(sorted(wanted))}. "
+                f"The configuration of {cls.name} needs exactly {', '.join(sorted(wanted))}, and may have temperature. "
                 f"Got {', '.join(sorted(config)) or 'nothing'}."
             )
         return cls(
@@ -82,6 +90,7 @@ class ImageClassification:
             width=config["width"],  # type: ignore[arg-type]
             mean=_texts(config["mean"], "mean"),
             std=_texts(config["std"], "std"),
+            temperature=config.get("temperature", "1"),  # type: ignore[arg-type]  # checked in __post_init__ too
         )
 
     def config(self) -> dict[str, Json]:
@@ -93,6 +102,7 @@ class ImageClassification:
             "width": self.width,
             "mean": list(self.mean),
             "std": list(self.std),
+            **({} if self.temperature == "1" else {"temperature": self.temperature}),
         }
 
     @property
@@ -168,18 +178,18 @@ class ImageClassification:
         return [self._answer(row) for row in logits]
 
     def answer_tolerance(self, tolerance: float) -> float:
-        """Return how far a probability may be off where logits are off by ``tolerance``: half of that.
+        """Return how far a probability may be off where logits are off by ``tolerance``: half of it by temperature.
 
         The slope of a softmax is ``p_i (d_i - sum p_j d_j)``, at most ``2 p_i (1 - p_i) max|d|``, and p (1 - p) <= 1/4.
         """
-        return tolerance / 2
+        return tolerance / (2 * float(self.temperature))
 
     def golden(self, raw: Raw) -> tuple[str, bytes]:
         """Return ``(".png", bytes)``: the canonical pixels as a lossless PNG."""
         return ".png", png_bytes(self.decode_pixels(raw))
 
     def _answer(self, logits: np.ndarray) -> dict[str, Any]:
-        powers = np.exp(logits - logits.max())
+        powers = np.exp((logits - logits.max()) / float(self.temperature))
         probabilities = powers / powers.sum()
         order = np.argsort(-probabilities, kind="stable")
         ranked = {self.labels[i]: float(probabilities[i]) for i in order}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lightship.bundle.statement import Evidence
+from lightship.errors import InvalidInput
 from lightship.types import Verdict
 from lightship.validate.calibration import MOST_BINS, calibration, fit_temperature, improvement
 from lightship.validate.logits import nonfinite_rows
 
-__all__ = ["check_calibration"]
+__all__ = ["applied", "check_calibration", "temperature_in"]
+
+
+_WOULD, _DOES = "would make", "makes"
 
 
 def check_calibration(
@@ -53,7 +58,7 @@ def check_calibration(
     summary = f"Calibration error {ece.estimate:.4f} ({ece.low:.4f} to {ece.high:.4f}) on {len(truth)} gate rows"
     if after is not None and better is not None:
         shown = "" if helps else ", a gain that is not shown"
-        summary += f"; a temperature of {temperature:.3g} would make it {after.ece.estimate:.4f}{shown}"
+        summary += f"; a temperature of {temperature:.3g} {_WOULD} it {after.ece.estimate:.4f}{shown}"
     return Evidence(
         check="calibration",
         verdict=Verdict.PASSED,
@@ -67,12 +72,37 @@ def check_calibration(
             "temperature": temperature,
             "improvement": {"nll": better[0].to_json(), "brier": better[1].to_json()} if better else None,
             "helps": helps,
+            "applied": False,
         },
         method={
             "confidence": confidence,
             "bins": f"equal mass, at most {MOST_BINS}",
             "ece": "of the surest class, less what noise adds; normal means of bins, triangle inequality below",
-            "temperature": "least negative log likelihood on the selection rows; not applied",
+            "temperature": "least negative log likelihood on the selection rows",
             "improvement": "paired over the gate rows, central limit theorem",
         },
+    )
+
+
+def temperature_in(evidence: Sequence[Evidence]) -> str:
+    """Return the temperature that was fitted, as the decimal that a task's configuration holds.
+
+    Raises:
+        InvalidInput: none was: the answers are no probabilities of classes, or there were no rows to fit it on.
+    """
+    found = next((each.measured.get("temperature") for each in evidence if each.check == "calibration"), None)
+    if not isinstance(found, int | float):
+        raise InvalidInput(
+            "There is no temperature to apply: it needs a model that gives probabilities of classes, and selection "
+            "rows with labels and finite answers. Set `gate.temperature` to 'report'."
+        )
+    return f"{found:.4f}".rstrip("0").rstrip(".")
+
+
+def applied(evidence: Evidence) -> Evidence:
+    """Return calibration evidence of a release that has the temperature: ``after`` is what it answers."""
+    return replace(
+        evidence,
+        summary=evidence.summary.replace(_WOULD, _DOES, 1),
+        measured={**evidence.measured, "applied": True},
     )
