@@ -543,7 +543,7 @@ def test_the_command_says_what_was_found_and_what_to_type_next(run, propose, lab
 
     assert done.exit_code == 0
     rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
-    assert rows[0] == ["VARIANT", "LATENCY", "THROUGHPUT", "QUALITY", "SIZE", "MEMORY", "WHY"]
+    assert rows[0] == ["VARIANT", "SPEED", "THROUGHPUT", "QUALITY", "SIZE", "MEMORY", "WHY"]
     assert rows[2][:3] == ["int8-static", "2.00x (1.82 to 2.22)", "2.00x (1.82 to 2.22)"]
     assert rows[2][-1] == "chosen"
     assert "Released digits:2  (int8-static)" in done.stdout
