@@ -81,7 +81,9 @@ def upright(cache: Path) -> Model:
     labels = rng.integers(0, 2, len(lines))
     turned = [line[:, ::-1, ::-1] if label else line for line, label in zip(lines, labels, strict=True)]
     graph = _inside(_rapidocr(cache), "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx")
-    return Model("upright", graph, {"x": np.ascontiguousarray(np.stack(turned)), "label": labels}, {})
+    return Model(
+        "upright", graph, {"x": np.ascontiguousarray(np.stack(turned)), "label": labels}, {"d1": 48, "d2": 192}
+    )
 
 
 def lines(cache: Path) -> Model:
@@ -89,7 +91,7 @@ def lines(cache: Path) -> Model:
     rng, texts = np.random.default_rng(6), _sentences()
     rows = np.stack([_line(next(texts), rng, width=320) for _ in range(ROWS)])
     graph = _inside(_rapidocr(cache), "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx")
-    return Model("lines", graph, {"x": rows}, {"batch": 8})
+    return Model("lines", graph, {"x": rows}, {"batch": 8, "d0": 48, "p2o.DynamicDimension.1": 320})
 
 
 def pages(cache: Path) -> Model:
@@ -102,7 +104,12 @@ def pages(cache: Path) -> Model:
                 page[:, top : top + 32] = _line(next(texts), rng, width=320)[:, 8:40]
         rows.append(page)
     graph = _inside(_rapidocr(cache), "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx")
-    return Model("pages", graph, {"x": np.stack(rows)}, {"batch": 4})
+    return Model(
+        "pages",
+        graph,
+        {"x": np.stack(rows)},
+        {"batch": 4, **dict.fromkeys(("p2o.DynamicDimension.1", "p2o.DynamicDimension.2"), 320)},
+    )
 
 
 def first_sound(cache: Path) -> Model:
