@@ -18,7 +18,7 @@ from lightship.bundle.signing import TrustStore
 from lightship.bundle.statement import open_evidence
 from lightship.cli.main import cli
 from lightship.data.home import Home
-from lightship.errors import Unauthenticated, Unavailable
+from lightship.errors import Unauthenticated, Unavailable, status_of
 from lightship.types import Verdict
 
 EXAMPLES = [gray(value) for value in (0, 120, 255)]
@@ -75,7 +75,9 @@ def test_the_command_keeps_signed_evidence(server, shared_home, tmp_path, monkey
     monkeypatch.setenv("LIGHTSHIP_HOME", str(shared_home.root))
     monkeypatch.setenv("LIGHTSHIP_KEY", server[1])
     out = tmp_path / "endpoint.json"
-    done = CliRunner().invoke(cli, ["validate", "shades:1", "--endpoint", server[0], "--out", str(out), "--json"])
+    done = CliRunner().invoke(
+        cli, ["validate", "shades:1", "--endpoint", server[0], "--out", str(out), "--json", "--timeout", "200"]
+    )
 
     assert done.exit_code == 0, done.output
     said, kept = json.loads(done.stdout), json.loads(out.read_text())
@@ -199,12 +201,13 @@ def test_the_command_ends_with_6_and_prints_what_it_found(server, shared_home, s
     """Also when it refuses, ``--json`` prints its object: what is wrong is what one came for."""
 
     def change(path: str, headers: dict, body: bytes) -> tuple[dict, bytes]:
-        return headers, body.replace(b'"reference"', b'"int8"') if path.startswith("/v2/models") else body
+        return headers, body.replace(b'"versions":["1"]', b'"versions":["7"]')
 
     monkeypatch.setenv("LIGHTSHIP_HOME", str(shared_home.root))
     monkeypatch.setenv("LIGHTSHIP_KEY", server[1])
     url = proxy(serve, server[0], change)
-    done = CliRunner().invoke(cli, ["validate", "shades", "--endpoint", url, "--json"])
+    done = CliRunner().invoke(cli, ["validate", "shades", "--endpoint", url, "--json", "--timeout", "200"])
 
-    assert json.loads(done.stdout)["measured"]["endpoint"]["variant"] == "int8"
-    assert "'int8' answers in place of 'reference'" in str(done.exception)
+    assert json.loads(done.stdout)["measured"]["endpoint"]["versions"] == ["7"]
+    assert status_of(done.exception).exit_code == 6
+    assert "serves shades in version 7, not 1" in str(done.exception)
