@@ -237,12 +237,15 @@ class _Front:
         if self._is_below(one):
             edge = self._frame.bottom - 4
             return Mark(self._x(value), edge, edge, edge)
-        low = max(quality.low, self._y.low)
-        return Mark(self._x(value), self._y(quality.estimate), self._y(quality.high), self._y(low))
+        low, reach = max(quality.low, self._y.low), max(7.0, self._radius(one) * (1.2 if one.chosen else 1.0))
+        return Mark(self._x(value), self._y(quality.estimate), self._y(quality.high), self._y(low), reach)
+
+    def _radius(self, one: VariantFacts) -> float:
+        return max(_SMALLEST, _LARGEST * math.sqrt(one.size_bytes / self._largest))
 
     def _mark(self, number: int, one: VariantFacts, value: float) -> Markup:
         at, state = self._place(one, value), state_of(one)
-        radius = max(_SMALLEST, _LARGEST * math.sqrt(one.size_bytes / self._largest))
+        radius = self._radius(one)
         x, y = at.x, at.y
         title = element("title", f"{number}. {self._words(one, value)}. {one.reason}")
         if self._is_below(one):
@@ -296,9 +299,8 @@ class _Front:
         drawn = []
         for (_, one, _), text, font, mark, box in zip(ordered, texts, fonts, marks, boxes, strict=True):
             leader = _leader(mark, box)
-            if (
-                state_of(one) in ("chosen", "base", "front") or not leader
-            ):  # a number far from its mark is noise; pointing at the mark says it too
+            # The number of a dropped one far from its mark is noise; pointing at the mark says it too.
+            if state_of(one) != "dropped" or not leader:
                 drawn.append(element("g", leader, _label(text, mark, box, font), class_=state_of(one)))
         return drawn
 
@@ -339,8 +341,8 @@ def _leader(mark: Mark, box: Box) -> Markup:
     near_x = min(max(mark.x, box.left), box.right)
     near_y = min(max(mark.y, box.top), box.bottom)
     distance = math.hypot(near_x - mark.x, near_y - mark.y)
-    if distance < 16 or mark.distance(box) < 5:  # beside the point, or at an end of its interval
+    if distance < mark.radius + 9 or mark.distance(box) < 5:  # beside the point, or at an end of its interval
         return Markup()
-    start = 6 / distance
+    start = (mark.radius - 1) / distance
     from_x, from_y = mark.x + (near_x - mark.x) * start, mark.y + (near_y - mark.y) * start
     return element("path", d=f"M{from_x:.2f} {from_y:.2f}L{near_x:.2f} {near_y:.2f}", class_="leader")

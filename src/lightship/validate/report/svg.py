@@ -165,16 +165,21 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point with its interval, to be labeled: centered on (x, y), the interval from ``top`` down to ``bottom``."""
+    """A point with its interval, to be labeled: centered on (x, y), the interval from ``top`` down to ``bottom``.
+
+    Attributes:
+        radius: how far the point reaches, at least that of a small one.
+    """
 
     x: float
     y: float
     top: float
     bottom: float
+    radius: float = 7.0
 
     def boxes(self) -> tuple[Box, Box]:
         """Return what the point covers, and what its interval covers."""
-        point = Box(self.x - _MARK_RADIUS, self.y - _MARK_RADIUS, self.x + _MARK_RADIUS, self.y + _MARK_RADIUS)
+        point = Box(self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
         return point, Box(self.x - 3, self.top, self.x + 3, self.bottom)
 
     def point_distance(self, box: Box) -> float:
@@ -188,7 +193,7 @@ class Mark:
         return math.hypot(across, down)
 
 
-_MARK_RADIUS = 7.0
+_SMALL_RADIUS = 7.0  # that the reaches are meant for
 _NEAR = 24.0
 _DIRECTIONS = ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1))
 _REACHES = (9.0, 16.0, 24.0, 34.0, 46.0, 60.0, 76.0, 94.0, 114.0, 136.0)
@@ -217,7 +222,7 @@ def _around(mark: Mark, size: tuple[float, float]) -> list[tuple[Box, float]]:
     centers += [(mark.x + shift, end, 14.0) for end in (above, below) for shift in (-aside, aside)]
     for reach in _REACHES:
         for across, down in _DIRECTIONS:
-            away = reach * 0.75 if across and down else reach
+            away = (reach * 0.75 if across and down else reach) + mark.radius - _SMALL_RADIUS
             centers.append((mark.x + across * (away + width / 2), mark.y + down * (away + height / 2), reach))
     return [(Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2), price) for x, y, price in centers]
 
