@@ -3,11 +3,11 @@
     python benchmarks/serve/overload.py --model middle --factors 1,2,10     # about 2 min
     python benchmarks/serve/overload.py --model tiny --factors 2
 
-The peak is measured first, in a closed loop. Then requests come at a fixed rate, a multiple of the peak, whether or not
-earlier ones were answered, and every time counts from when the request was due. Health is asked 50 times a second
-meanwhile, on the control port and on the data port. When the overload ends, half the peak goes on at once: "recovered"
-is when answers are as quick again as they were at half the peak before it (twice its p99 or less, nothing refused, half
-a second on end).
+The peak is measured first, in a closed loop, and around each overload again. Then requests come at a fixed rate, a
+multiple of the peak, whether or not earlier ones were answered, and every time counts from when the request was due.
+Health is asked 50 times a second on the control port and on the data port, all the time: it costs the peak as much as
+the overload. When the overload ends, half the peak goes on at once: "recovered" is when answers are as quick again as
+they were at half the peak before it (twice its p99 or less, nothing refused, half a second on end).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -79,8 +80,7 @@ class Bench:
         rates: dict[int, list[float]] = {8: [], 32: [], 64: []}
         for _ in range(3):
             for count, found in rates.items():
-                load = self._generator.run(self.server.address, self._request, connections=count, seconds=seconds / 2)
-                found.append(load.ok_per_s)
+                found.append(self.closed_per_s(count, seconds / 2))
         count = max(rates, key=lambda each: float(np.median(rates[each])))
         per_s = float(np.median(rates[count]))
         half = self._generator.run(
@@ -88,20 +88,26 @@ class Bench:
         )
         return Peak(per_s, count, half)
 
-    def closed_per_s(self, peak: Peak, seconds: float) -> float:
-        """Return the rate of a closed loop."""
-        return self._generator.run(
-            self.server.address, self._request, connections=peak.connections, seconds=seconds
-        ).ok_per_s
+    def closed_per_s(self, connections: int, seconds: float) -> float:
+        """Return the rate of a closed loop, with the questions for health beside it."""
+        probes = self._probes(seconds)
+        load = self._generator.run(self.server.address, self._request, connections=connections, seconds=seconds)
+        for probe in probes:
+            finished(probe)
+        return load.ok_per_s
+
+    def _probes(self, seconds: float) -> list[subprocess.Popen[str]]:
+        """Ask for health on both ports: control, data."""
+        options = {"connections": 256, "seconds": seconds, "warm_up": 1.0, "rate": HEALTH_PER_S}
+        addresses = (self.server.control_address, self.server.address)
+        return [self._generator.start(address, self._health, **options) for address in addresses]
 
     def overload(self, factor: float, peak: Peak, seconds: float) -> Overload:
         """Offer ``factor`` times the peak for ``seconds``, then half of it."""
-        before = self.closed_per_s(peak, min(3.0, seconds))
+        before = self.closed_per_s(peak.connections, min(3.0, seconds))
         started = self._generator.start
         options = {"connections": self._connections, "seconds": seconds, "warm_up": 1.0, "drain": 5.0}
-        probe = {"connections": 256, "seconds": seconds, "warm_up": 1.0, "rate": HEALTH_PER_S}
-        control = started(self.server.control_address, self._health, **probe)
-        data = started(self.server.address, self._health, **probe)
+        control, data = self._probes(seconds)
         load = started(self.server.address, self._request, rate=factor * peak.per_s, **options)
         assert load.stdout is not None
         load.stdout.readline()
@@ -117,7 +123,7 @@ class Bench:
         loads = [finished(process) for process in (load, control, data, after)]
         quick_ms = 2 * peak.half.accepted.p99 if peak.half.accepted else 0.0
         memory_mb = self.server.tree.memory_mb()
-        around = (before + self.closed_per_s(peak, min(3.0, seconds))) / 2
+        around = (before + self.closed_per_s(peak.connections, min(3.0, seconds))) / 2
         offered = factor * peak.per_s
         return Overload(factor, offered, around, *loads[:3], memory_mb, recovered_s(loads[3], quick_ms))
 

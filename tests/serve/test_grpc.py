@@ -33,7 +33,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from lightship.errors import InvalidInput, TooLarge
-from lightship.serve.contracts.v2_codec import V2Response, Wanted
+from lightship.serve.contracts.v2_codec import V2Request, Wanted
 from lightship.serve.contracts.v2_grpc_codec import GrpcCodec
 from lightship.serve.contracts.v2_grpc_messages import message_class
 from lightship.serve.limits import Clocks, Limits
@@ -367,7 +367,7 @@ def test_any_value_passes_unchanged_both_ways(data, dtype, raw):
     array = np.array([data.draw(_values(dtype)) for _ in range(rows)], dtype=DTYPES[dtype])
     tensor, codec = pack("x", dtype, array), GrpcCodec(described_bytes=1 << 20)
     spec = TensorSpec("x", dtype, ("n",))
-    message = codec.write(V2Response("m", "1", None, (Wanted("x", raw),)), {"x": tensor})
+    message = codec.write(("m", "1"), V2Request(None, (), (Wanted("x", raw),)), [tensor])
     sent = message_class("ModelInferRequest")(
         inputs=[{"name": "x", "datatype": dtype, "shape": [rows]}], raw_input_contents=message.raw_output_contents
     )

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightship.errors import Overloaded, TooLarge, Unauthenticated, WorkerFailed
-from lightship.serve.http import Chunked, HttpRefused, Response, error_response, parse_head, write_head
+from lightship.serve.body import Chunked
+from lightship.serve.http import AnswerHeads, HttpRefused, Response, error_response, parse_head
 from lightship.serve.limits import Limits
 
 
@@ -229,10 +230,31 @@ def test_the_head_of_an_answer_has_the_length_of_all_its_buffers():
     """Several buffers, one length, one end."""
     response = Response(200, (b"ab", memoryview(b"cd")), headers=(("x-a", "b"),))
 
-    last = write_head(response, 4, request_id="r", close=True, date="D")
-    head = write_head(response, 4, request_id="r", close=False, date="D")
+    heads = AnswerHeads()
+    last = b"r".join(heads.around_id(response, 4, close=True, now=0.0))
+    head = b"r".join(heads.around_id(response, 4, close=False, now=0.0))
 
-    assert last.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert last.startswith(b"HTTP/1.1 200 OK\r\ndate: ")
     assert last.endswith(b"content-length: 4\r\nx-request-id: r\r\nx-a: b\r\nconnection: close\r\n\r\n")
     assert b"connection: close" not in head
     assert head.endswith(b"\r\n\r\n")
+
+
+def test_a_kept_head_is_that_of_the_answer():
+    """Each of what a head says makes another head, and each second a new date (a kept one would be sent for ever)."""
+    heads = AnswerHeads()
+    usual = {"size": 4, "close": False, "now": 0.0}
+    known = heads.around_id(Response(200, (b"1234",)), **usual)
+
+    others = [
+        heads.around_id(Response(404, (b"1234",)), **usual),
+        heads.around_id(Response(200, (b"1234",), "text/plain"), **usual),
+        heads.around_id(Response(200, (b"1234",), headers=(("x-a", "b"),)), **usual),
+        heads.around_id(Response(200, stream=lambda outgoing: outgoing.end()), **usual),
+        heads.around_id(Response(200, (b"1234",)), **{**usual, "size": 5}),
+        heads.around_id(Response(200, (b"1234",)), **{**usual, "close": True}),
+    ]
+
+    assert len({known, *others}) == 7
+    assert heads.around_id(Response(200, (b"abcd",)), **usual) is known
+    assert heads.around_id(Response(200, (b"1234",)), **{**usual, "now": 1.5}) is not known

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightship.errors import InvalidInput, InvalidTensor, TooLarge, UnsupportedMedia
-from lightship.serve.contracts.v2_codec import V2Codec, V2Response, Wanted
+from lightship.serve.contracts.v2_codec import V2Codec, V2Request, Wanted
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.types import DTYPES, TensorSpec
 
@@ -24,6 +24,11 @@ GOLDEN_JSON = (
     b'"outputs":[{"name":"y","parameters":{"binary_data":true}}]}'
 )
 GOLDEN_TAIL = bytes.fromhex("0000803f000020c0")
+
+
+def codec_of(inputs, outputs, *, json_bytes=1 << 20):
+    """Return a new codec for a model with these."""
+    return V2Codec(inputs, outputs, model=("m", "1"), json_bytes=json_bytes)
 
 
 class Codecs:
@@ -37,16 +42,16 @@ class Codecs:
         """Return the codec for these, always the same one."""
         key = (tuple(inputs), tuple(outputs))
         if key not in self._made:
-            self._made[key] = V2Codec(inputs, outputs, json_bytes=self._json_bytes)
+            self._made[key] = codec_of(inputs, outputs, json_bytes=self._json_bytes)
         return self._made[key]
 
     def read(self, body, headers, inputs, outputs):
         """Read a request with the codec for these."""
         return self.of(inputs, outputs).read(body, headers)
 
-    def write(self, response, outputs):
+    def write(self, request, tensors):
         """Write an answer."""
-        return self.of().write(response, outputs)
+        return self.of().write(request, tensors)
 
 
 @pytest.fixture
@@ -84,9 +89,9 @@ def test_the_golden_binary_request_is_read(codec):
 
 def test_the_golden_binary_answer_is_written(codec):
     """The header has the length of the JSON, the tensor follows it."""
-    outputs = {"y": pack("y", "FP32", np.array([[1.0, -2.5]], np.float32))}
+    outputs = [pack("y", "FP32", np.array([[1.0, -2.5]], np.float32))]
 
-    response = codec.write(V2Response("m", "1", "42", (Wanted("y", binary=True),)), outputs)
+    response = codec.write(V2Request("42", (), (Wanted("y", binary=True),)), outputs)
 
     body = b"".join(response.body)
     length = int(dict(response.headers)["inference-header-content-length"])
@@ -102,9 +107,9 @@ def test_the_golden_binary_answer_is_written(codec):
 
 def test_a_json_answer_is_written(codec):
     """Flat data, no id where none was given."""
-    outputs = {"y": pack("y", "FP32", np.array([[1.0, -2.5]], np.float32))}
+    outputs = [pack("y", "FP32", np.array([[1.0, -2.5]], np.float32))]
 
-    response = codec.write(V2Response("m", "1", None, (Wanted("y", binary=False),)), outputs)
+    response = codec.write(V2Request(None, (), (Wanted("y", binary=False),)), outputs)
 
     assert json.loads(b"".join(response.body)) == {
         "model_name": "m",
@@ -503,22 +508,22 @@ def test_bytes_may_be_base64_in_json(codec):
 def test_outputs_that_json_cannot_say_are_refused_in_json_and_sent_in_binary(codec, tensor, message):
     """No bare NaN ever leaves (BI-064)."""
     with pytest.raises(InvalidTensor, match=message):
-        codec.write(V2Response("m", "1", None, (Wanted("y", binary=False),)), {"y": tensor})
+        codec.write(V2Request(None, (), (Wanted("y", binary=False),)), [tensor])
 
-    response = codec.write(V2Response("m", "1", None, (Wanted("y", binary=True),)), {"y": tensor})
+    response = codec.write(V2Request(None, (), (Wanted("y", binary=True),)), [tensor])
     assert b"".join(response.body).endswith(bytes(tensor.data))
 
 
 def test_an_answer_too_long_for_json_is_refused_in_json_only():
     """At the limit, one beyond, and in binary; numbers are written while everybody waits."""
-    codec = V2Codec((X,), (Y,), json_bytes=160)
-    tensors = {rows: {"y": pack("y", "FP32", np.zeros((rows, 2), np.float32))} for rows in (5, 6)}
-    in_json = V2Response("m", "1", None, (Wanted("y", binary=False),))
+    codec = codec_of((X,), (Y,), json_bytes=160)
+    tensors = {rows: [pack("y", "FP32", np.zeros((rows, 2), np.float32))] for rows in (5, 6)}
+    in_json = V2Request(None, (), (Wanted("y", binary=False),))
 
     assert codec.write(in_json, tensors[5]).status == 200
     with pytest.raises(InvalidTensor, match="12 values; JSON takes at most 10"):
         codec.write(in_json, tensors[6])
-    assert codec.write(V2Response("m", "1", None, (Wanted("y", binary=True),)), tensors[6]).status == 200
+    assert codec.write(V2Request(None, (), (Wanted("y", binary=True),)), tensors[6]).status == 200
 
 
 def test_a_shape_of_lists_is_refused_in_plain_words(codec):
@@ -608,13 +613,13 @@ EDITS = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.samp
 )
 def test_what_was_read_before_changes_nothing_in_json(text, edits):
     """A codec that has seen such a request and one that has not give the same for every neighbor of it."""
-    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    warm = codec_of((X,), (Y,))
     outcome(warm, text, {})
     for at, cut, put in edits:
         start = int(at * len(text))
         text = text[:start] + put + text[start + cut :]
 
-        assert outcome(warm, text, {}) == outcome(V2Codec((X,), (Y,), json_bytes=1 << 20), text, {})
+        assert outcome(warm, text, {}) == outcome(codec_of((X,), (Y,)), text, {})
 
 
 @pytest.mark.parametrize(
@@ -623,39 +628,39 @@ def test_what_was_read_before_changes_nothing_in_json(text, edits):
 )
 def test_other_numbers_in_a_known_frame_are_read_as_if_it_were_new(numbers):
     """Also wrong ones, and what only looks like a list."""
-    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    warm = codec_of((X,), (Y,))
     outcome(warm, FLAT, {})
     text = FLAT.replace(b"[1.5, -2, 3e2,4]", numbers)
 
-    assert outcome(warm, text, {}) == outcome(V2Codec((X,), (Y,), json_bytes=1 << 20), text, {})
+    assert outcome(warm, text, {}) == outcome(codec_of((X,), (Y,)), text, {})
 
 
 @pytest.mark.parametrize("tail", [GOLDEN_TAIL, GOLDEN_TAIL[:-1], GOLDEN_TAIL + b"x", b"", b"\0" * 8, GOLDEN_TAIL * 2])
 def test_what_was_read_before_changes_nothing_in_binary(tail):
     """The bytes are new each time, and so is their number."""
-    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    warm = codec_of((X,), (Y,))
     headers = {"inference-header-content-length": "152"}
     outcome(warm, GOLDEN_JSON + GOLDEN_TAIL, headers)
 
-    cold = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    cold = codec_of((X,), (Y,))
     assert outcome(warm, GOLDEN_JSON + tail, headers) == outcome(cold, GOLDEN_JSON + tail, headers)
 
 
 @pytest.mark.parametrize("junk", [b"JUNK", b"\0" * 16])
 def test_what_follows_a_known_text_is_seen(junk):
     """A text whose numbers are in it has no binary part, whether it is known or not."""
-    warm = V2Codec((X,), (Y,), json_bytes=1 << 20)
+    warm = codec_of((X,), (Y,))
     headers = {"inference-header-content-length": str(len(FLAT))}
     outcome(warm, FLAT, {})
 
-    assert outcome(warm, FLAT + junk, headers) == outcome(V2Codec((X,), (Y,), json_bytes=1 << 20), FLAT + junk, headers)
+    assert outcome(warm, FLAT + junk, headers) == outcome(codec_of((X,), (Y,)), FLAT + junk, headers)
     assert isinstance(outcome(warm, FLAT + junk, headers)[0], type)
 
 
 def test_bytes_that_are_no_truth_values_are_refused_in_a_known_layout_too():
     """The text is known, the values are not."""
     spec = TensorSpec("x", "BOOL", ("batch", 2))
-    codec = V2Codec((spec,), (Y,), json_bytes=1 << 20)
+    codec = codec_of((spec,), (Y,))
     text = GOLDEN_JSON.replace(b"FP32", b"BOOL").replace(b'size":8', b'size":2')
     headers = {"inference-header-content-length": str(len(text))}
     codec.read(text + b"\1\0", headers)

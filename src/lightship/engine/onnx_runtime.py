@@ -7,7 +7,7 @@ onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Timer
 from typing import Any
@@ -96,6 +96,7 @@ class OnnxRuntimeEngine:
         self._limit_s = options.limit_s
         self._run_options: Any = ort.RunOptions()
         self._batched = options.batched
+        self._checked: Sequence[object] = ()
         self._interface = _interface(self._session)
         self._outputs = [spec.name for spec in self._interface.outputs]
 
@@ -108,7 +109,7 @@ class OnnxRuntimeEngine:
         """Run one batch. See ``Runner.run``."""
         if self._session is None:
             raise LightshipError("This graph was closed. Load it again.")
-        check_inputs(self._interface, inputs)
+        self._check(inputs)
         try:
             arrays = self._arrays({name: _feed(name, array) for name, array in inputs.items()})
         except _RUN_ERRORS as exc:
@@ -117,6 +118,16 @@ class OnnxRuntimeEngine:
         if self._batched:
             check_outputs(self._interface, inputs, outputs)
         return outputs
+
+    def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Check the inputs, unless the last ones that were fine had the same names, dtypes and shapes."""
+        kinds = [
+            (name, getattr(array, "dtype", None), getattr(array, "shape", None), type(array))
+            for name, array in inputs.items()
+        ]
+        if kinds != self._checked:
+            check_inputs(self._interface, inputs)
+            self._checked = kinds
 
     def _arrays(self, feeds: Mapping[str, np.ndarray]) -> Any:
         if self._limit_s is None:

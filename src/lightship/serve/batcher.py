@@ -69,7 +69,7 @@ class Batcher(Generic[AnyItem]):
     def __init__(self, bounds: BatchBounds) -> None:
         self.bounds = bounds
         # By key, no empty ones; in their order: most come with the latest deadline so far, and go to the end.
-        self._queues: dict[Hashable, list[tuple[float, int, AnyItem]]] = {}
+        self._queues: dict[Hashable, list[AnyItem]] = {}
         self._expired: list[AnyItem] = []  # taken out, not yet asked for
         self._sequence = 0
         self._items = 0
@@ -90,10 +90,10 @@ class Batcher(Generic[AnyItem]):
         Raises:
             Overloaded: the queue is full.
         """
-        bounds = self.bounds
-        if self._items >= bounds.queue_items:
+        waiting, bounds = self._items, self.bounds
+        if waiting >= bounds.queue_items:
             raise Overloaded(f"The queue of this model is full: {bounds.queue_items} requests wait. Try again later.")
-        if self._items and self._bytes + size_bytes > bounds.queue_bytes:
+        if waiting and self._bytes + size_bytes > bounds.queue_bytes:
             raise Overloaded(f"The queue of this model is full: {self._bytes} bytes wait. Try again later.")
 
     def add(self, item: AnyItem, now_s: float, *, admitted: bool = False) -> None:
@@ -109,22 +109,22 @@ class Batcher(Generic[AnyItem]):
             DeadlineExceeded: it is too late for this item.
             InvalidInput: it has more rows than a batch may have.
         """
-        if not 1 <= item.rows <= self.bounds.batch_rows:
-            raise InvalidInput(f"An item must have 1 to {self.bounds.batch_rows} rows. Got {item.rows}.")
-        if item.deadline_s <= now_s:
+        bounds, deadline_s = self.bounds, item.deadline_s
+        if not 1 <= item.rows <= bounds.batch_rows:
+            raise InvalidInput(f"An item must have 1 to {bounds.batch_rows} rows. Got {item.rows}.")
+        if deadline_s <= now_s:
             raise DeadlineExceeded("The deadline of the request has passed before it could start.")
         size = item.size_bytes
-        if not admitted and (self._items >= self.bounds.queue_items or self._bytes + size > self.bounds.queue_bytes):
+        if not admitted and (self._items >= bounds.queue_items or self._bytes + size > bounds.queue_bytes):
             self.refuse_if_full(size)
         self._sequence = item.sequence = self._sequence + 1
-        entry = (item.deadline_s, item.sequence, item)
         queue = self._queues.get(item.key)
         if queue is None:
-            self._queues[item.key] = [entry]
-        elif entry > queue[-1]:
-            queue.append(entry)
+            self._queues[item.key] = [item]
+        elif deadline_s >= queue[-1].deadline_s:
+            queue.append(item)
         else:
-            insort(queue, entry)
+            insort(queue, item, key=_place)
         self._items += 1
         self._bytes += size
 
@@ -133,7 +133,7 @@ class Batcher(Generic[AnyItem]):
         if not item.sequence:
             return False
         queue = self._queues[item.key]
-        del queue[bisect_left(queue, (item.deadline_s, item.sequence))]
+        del queue[bisect_left(queue, _place(item), key=_place)]
         self._left(item)
         return True
 
@@ -147,7 +147,7 @@ class Batcher(Generic[AnyItem]):
         """Return the earliest deadline of all that wait, for the caller's timer."""
         if self._expired:
             return self._expired[0].deadline_s
-        return min([queue[0][0] for queue in self._queues.values()], default=None)
+        return min([queue[0].deadline_s for queue in self._queues.values()], default=None)
 
     def next_batch(self, now_s: float) -> list[AnyItem]:
         """Take out the items to run now; an empty list if nothing waits that is in time.
@@ -161,7 +161,7 @@ class Batcher(Generic[AnyItem]):
         most_rows, most_bytes = self.bounds.batch_rows, self.bounds.batch_bytes
         batch: list[AnyItem] = []
         rows, size = 0, 0
-        for _, _, item in queue:
+        for item in queue:
             rows += item.rows
             size += item.size_bytes
             if batch and (rows > most_rows or size > most_bytes or item.alone):
@@ -179,10 +179,10 @@ class Batcher(Generic[AnyItem]):
         return batch
 
     def _take_out_expired(self, now_s: float) -> None:
-        late = [queue for queue in self._queues.values() if queue[0][0] <= now_s]
+        late = [queue for queue in self._queues.values() if queue[0].deadline_s <= now_s]
         for queue in late:
             count = bisect_right(queue, now_s, key=_deadline)
-            expired = [item for _, _, item in queue[:count]]
+            expired = queue[:count]
             del queue[:count]
             for item in expired:
                 self._left(item)
@@ -196,9 +196,13 @@ class Batcher(Generic[AnyItem]):
             del self._queues[item.key]
 
 
-def _first(queue: Sequence[tuple[float, int, object]]) -> tuple[float, int]:
-    return queue[0][:2]
+def _place(item: Item) -> tuple[float, int]:
+    return item.deadline_s, item.sequence
 
 
-def _deadline(entry: tuple[float, int, object]) -> float:
-    return entry[0]
+def _first(queue: Sequence[Item]) -> tuple[float, int]:
+    return _place(queue[0])
+
+
+def _deadline(item: Item) -> float:
+    return item.deadline_s

@@ -15,16 +15,14 @@ class Catalog:
     """The model versions that a server has, by name and version. A change is one assignment."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._now: tuple[tuple[ServedModel, ...], _Names] = _ordered(models)
+        self.models: tuple[ServedModel, ...]
+        """All versions, in the order of the references that name them; each once."""
+        self._names: _Names
+        self.replace(models)
 
     def replace(self, models: Iterable[ServedModel]) -> None:
         """Serve these models from now on; whoever has found one keeps it."""
-        self._now = _ordered(models)
-
-    @property
-    def models(self) -> tuple[ServedModel, ...]:
-        """All versions, in the order of the references that name them; each once."""
-        return self._now[0]
+        self.models, self._names = _ordered(models)
 
     @property
     def ready(self) -> bool:
@@ -33,11 +31,11 @@ class Catalog:
 
     def versions(self, name: str) -> tuple[str, ...]:
         """Return the versions of a name that are served; none if the name is not."""
-        return tuple(self._now[1].get(name, ()))
+        return tuple(self._names.get(name, ()))
 
     def find(self, name: str, version: str | None = None) -> ServedModel | None:
         """Return a model version; without a version, that of the reference that was named first at the start."""
-        versions = self._now[1].get(name)
+        versions = self._names.get(name)
         if versions is None:
             return None
         return versions.get(version) if version is not None else next(iter(versions.values()))

@@ -10,24 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import time
+import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightship.errors import LightshipError, Overloaded, Unavailable
 from lightship.serve.answer_stream import HIGH_WATER_BYTES, AnswerStream
+from lightship.serve.body import Chunked, Counted, decoded
 from lightship.serve.dispatch import Exchange, Route
-from lightship.serve.http import (
-    Chunked,
-    Head,
-    HttpRefused,
-    Response,
-    decoded,
-    error_response,
-    too_large,
-    write_head,
-)
+from lightship.serve.half_closed import HalfClosed
+from lightship.serve.http import Head, HttpRefused, Response, error_response, too_large
 from lightship.serve.limits import Clocks
 
 if TYPE_CHECKING:
@@ -37,8 +29,7 @@ __all__ = ["Connection"]
 
 log = logging.getLogger(__name__)
 
-_TCP_CLOSED = 7  # state in TCP_INFO, include/net/tcp_states.h
-_PROBE_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_CR = 13
 _SKIPPED_BYTES = 64 * 1024
 _JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
 _LEAST_BYTES_PER_S = 1024  # of a body
@@ -52,9 +43,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_body_due_s",
-        "_body_left",
         "_buffer",
-        "_chunked",
         "_closing",
         "_cooling",
         "_deadline_s",
@@ -85,16 +74,14 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._exchange: Exchange | None = None
         self._route: Route | None = None
-        self._chunked: Chunked | None = None
-        self._body_left = 0
-        self._body: list[bytes] = []
+        self._body: Counted | Chunked | None = None  # that is being read
         self._closing = False
         self._eof = False
         self._reading_paused = False
         self._writing_paused = False
         self._discarding = False
         self._cooling = False  # it was refused a moment ago, and is not read
-        self._deadline_s = float("inf")
+        self._deadline_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  # when it fires
         self._unsent_bytes = 0
@@ -125,7 +112,7 @@ class Connection(asyncio.Protocol):
             full = error_response(
                 (Overloaded if greedy else Unavailable)(f"{who} has as many connections as it takes.")
             )
-            self._write(full, None, next(front.ids), close=True)
+            self._write(full, None, front.new_id(), close=True)
             self._transport.close()
             self._closing = True
             return
@@ -150,7 +137,7 @@ class Connection(asyncio.Protocol):
         """Take bytes: of a head, of a body, or of requests to come."""
         if self._discarding or self._closing:
             return
-        if self._exchange is None and not self._buffer and not self._skip_left and not self._writing_paused:
+        if self._exchange is None and not (self._buffer or self._skip_left or self._writing_paused):
             end = data.find(b"\r\n\r\n", 0, self._front.limits.head_bytes) + 4
             if end > 3 and self._take_whole(data, end):
                 return
@@ -174,10 +161,10 @@ class Connection(asyncio.Protocol):
             return False
         if self._exchange is None:
             self._next_request()  # what was pipelined before the end may still be whole requests
-        elif self._reading_body():
+        elif self._body is not None:
             self._close()
         elif not self._exchange.head.http_1_0 and self._outgoing is None:
-            self._probe(0)
+            HalfClosed(self._transport, self._loop, waits=self._waits, gone=self.abort).look()
         return not self._closing
 
     def pause_writing(self) -> None:
@@ -190,7 +177,7 @@ class Connection(asyncio.Protocol):
         """Go on with the next request."""
         self._writing_paused = False
         if self._outgoing is not None:
-            self._deadline_s = float("inf")
+            self._deadline_s = math.inf
             self._outgoing.caught_up()
         elif self._exchange is None and not self._closing:
             self._await_until(self._front.clocks.idle_s)
@@ -200,7 +187,7 @@ class Connection(asyncio.Protocol):
 
     def _take_whole(self, data: bytes, end: int) -> bool:
         """Take the usual case, one whole request in one piece, past the buffer; return whether it was that."""
-        if data.startswith(b"\r\n"):
+        if data[0] == _CR:
             return False
         try:
             head = self._front.heads[data[:end]]
@@ -223,8 +210,8 @@ class Connection(asyncio.Protocol):
                     if begun or not self._take_head():
                         break
                     begun = True
-                elif self._reading_body():
-                    if not self._take_body(progress=progress):
+                elif self._body is not None:
+                    if not self._take_body(self._body, progress=progress):
                         break
                 else:
                     break
@@ -252,7 +239,7 @@ class Connection(asyncio.Protocol):
         too_much = len(self._buffer) > self._front.limits.ahead_bytes
         if self._cooling:
             return
-        waiting = (self._exchange is not None and not self._reading_body()) or self._writing_paused
+        waiting = (self._exchange is not None and self._body is None) or self._writing_paused
         if waiting and too_much and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
@@ -297,7 +284,7 @@ class Connection(asyncio.Protocol):
         front = self._front
         self._fresh = False
         now, clocks = self._loop.time(), front.clocks
-        exchange = Exchange(head, head.request_id or next(front.ids), now, self._answer, now + clocks.request_s)
+        exchange = Exchange(head, head.request_id or front.new_id(), now, self._answer, now + clocks.request_s)
         self._exchange = exchange
         if head.timeout_ms is not None:
             exchange.deadline_s = now + _timeout_s(head.timeout_ms, clocks)
@@ -318,46 +305,21 @@ class Connection(asyncio.Protocol):
     def _await_body(self, head: Head, now: float) -> None:
         if head.expects_continue and not self._buffer:
             self._front.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
-        if head.body_bytes is None:
-            self._chunked = Chunked(self._front.limits)
-        else:
-            self._body_left = head.body_bytes
+        size = head.body_bytes
+        self._body = Chunked(self._front.limits) if size is None else Counted(size)
         self._front.unsaid.setdefault(self, now)
         self._body_due_s = now + self._front.clocks.slow_body_s
         self._body_clock(0)
 
-    def _reading_body(self) -> bool:
-        return self._body_left > 0 or self._chunked is not None
-
-    def _take_body(self, *, progress: bool) -> bool:
-        if self._chunked is not None:
-            body = self._chunked.feed(self._buffer)
-            self._hold(self._chunked.size)
-            if body is None:
-                if progress:
-                    self._body_clock(self._chunked.taken)
-                return False
-            self._chunked = None
-            self._handle(body)
-            return True
-        buffer = self._buffer
-        if len(buffer) <= self._body_left:
-            piece = bytes(buffer)
-            buffer.clear()
-        else:
-            piece = bytes(buffer[: self._body_left])
-            del buffer[: self._body_left]
-        self._body_left -= len(piece)
-        if self._body_left:
-            self._body.append(piece)
+    def _take_body(self, body: Counted | Chunked, *, progress: bool) -> bool:
+        whole = body.feed(self._buffer)
+        self._hold(body.size)
+        if whole is None:
             if progress:
-                self._body_clock((self._exchange.head.body_bytes or 0) - self._body_left if self._exchange else 0)
+                self._body_clock(body.taken)
             return False
-        if self._body:
-            self._body.append(piece)
-            piece = b"".join(self._body)
-            self._body.clear()
-        self._handle(piece)
+        self._body = None
+        self._handle(whole)
         return True
 
     def _body_clock(self, taken: int) -> None:
@@ -370,7 +332,7 @@ class Connection(asyncio.Protocol):
         exchange, route = self._exchange, self._route
         if exchange is None or route is None:
             return
-        self._deadline_s = float("inf")  # the model's queue answers for the request's deadline from here on
+        self._deadline_s = math.inf  # the model's queue answers for the request's deadline from here on
         self._front.unsaid.pop(self, None)
         try:
             if body and exchange.head.coding is not None:
@@ -392,24 +354,23 @@ class Connection(asyncio.Protocol):
             return
         close = front.last_answers or not exchange.head.keep_alive or (self._eof and not self._buffer)
         self._write(response, exchange, exchange.request_id, close=close)
-        if self._held_bytes:
-            front.held_bytes -= self._held_bytes
-            self._held_bytes = 0
+        front.held_bytes -= self._held_bytes
+        self._held_bytes = 0
         if response.stream is not None and exchange.head.method != "HEAD":
-            ended = partial(self._answered, exchange, response, close=close)
+            ended = partial(self._answered, exchange, response.status, close=close)
             self._outgoing = AnswerStream(self._transport, ended, chunked=not close)
             response.stream(self._outgoing)
         else:
-            self._answered(exchange, response, close=close)
+            self._answered(exchange, response.status, close=close)
 
-    def _answered(self, exchange: Exchange, response: Response, *, close: bool) -> None:
+    def _answered(self, exchange: Exchange, status: int, *, close: bool) -> None:
         """All of an answer has been written."""
-        front, self._outgoing = self._front, None
+        front = self._front
         now = self._loop.time()
         front.cooling.answered += 1
         if front.served is not None:
-            front.served(exchange, response, now - exchange.arrived_s)
-        self._exchange = self._route = None
+            front.served(exchange, status, now - exchange.arrived_s)
+        self._exchange = self._outgoing = None
         if close:
             self._linger()
             return
@@ -440,15 +401,14 @@ class Connection(asyncio.Protocol):
         goes_on = exchange is not None and self._can_go_on(exchange.head, body_left)
         if exchange is not None and goes_on:
             self._skip_left = (exchange.head.body_bytes or 0) if body_left is None else body_left
-        self._body_left, self._chunked = 0, None
-        self._body.clear()
+        self._body = None
         self._hold(0)
         response = error_response(error)
-        request_id = exchange.request_id if exchange is not None else next(self._front.ids)
+        request_id = exchange.request_id if exchange is not None else self._front.new_id()
         self._write(response, exchange, request_id, close=not goes_on)
         if exchange is not None:
             if self._front.served is not None:
-                self._front.served(exchange, response, self._loop.time() - exchange.arrived_s)
+                self._front.served(exchange, response.status, self._loop.time() - exchange.arrived_s)
             exchange.client_gone()
         if not goes_on:
             self._linger()
@@ -478,7 +438,7 @@ class Connection(asyncio.Protocol):
             self._next_request()
 
     def _can_go_on(self, head: Head, body_left: int | None) -> bool:
-        if self._reading_body() or self._eof or self._front.last_answers or not head.keep_alive:
+        if self._body is not None or self._eof or self._front.last_answers or not head.keep_alive:
             return False
         # Who expects 100 Continue may send the body after a refusal or not; its next bytes could be either.
         left = head.body_bytes if body_left is None else body_left
@@ -500,15 +460,17 @@ class Connection(asyncio.Protocol):
 
     def _write(self, response: Response, exchange: Exchange | None, request_id: str, *, close: bool) -> None:
         front, body = self._front, response.body
-        size = len(body[0]) if len(body) == 1 else sum(map(len, body))
-        head = write_head(response, size, request_id=request_id, close=close, date=front.date(time.time()))
+        size = 0
+        for part in body:
+            size += len(part)
+        before, after = front.answer_heads.around_id(response, size, close=close, now=self._loop.time())
         if exchange is not None and exchange.head.method == "HEAD":
-            front.write(self._transport, head)
-        elif size <= _JOINED_BYTES:
-            front.write(self._transport, b"".join((head, *body)))
-        else:
+            body = ()
+        if size > _JOINED_BYTES and body:
             front.flush()
-            self._transport.writelines((head, *body))
+            self._transport.writelines((before, request_id.encode(), after, *body))
+        else:
+            front.write(self._transport, b"".join((before, request_id.encode(), after, *body)))
         if close or response.stream is not None:
             front.flush()
 
@@ -553,7 +515,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing() and not self._transport.get_write_buffer_size():
             return
         if self._loop.time() + 0.001 < self._deadline_s:
-            if self._deadline_s != float("inf"):
+            if self._deadline_s != math.inf:
                 self._timer_s = self._deadline_s
                 self._timer = self._loop.call_at(self._deadline_s, self._tick)
             return
@@ -585,30 +547,9 @@ class Connection(asyncio.Protocol):
         else:
             self._close()
 
-    def _probe(self, step: int) -> None:
-        """Find out whether a client that ended its stream has gone altogether.
-
-        An interim answer (RFC 9110 §15.2: any client must read over it) makes the host of a closed socket answer with
-        a reset, which the state of our socket shows. A client that waits for its answer loses nothing.
-        """
-        if self._closing or self._exchange is None or self._outgoing is not None:
-            return
-        sock: socket.socket | None = self._transport.get_extra_info("socket")
-        if sock is None:
-            return
-        if step == 0:
-            self._front.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif _tcp_state(sock) == _TCP_CLOSED:
-            self.abort()
-            return
-        self._loop.call_later(_PROBE_S[min(step, len(_PROBE_S) - 1)], self._probe, step + 1)
-
-
-def _tcp_state(sock: Any) -> int:
-    try:
-        return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
-    except OSError:
-        return _TCP_CLOSED
+    def _waits(self) -> bool:
+        """Whether this client waits for an answer of which nothing has been sent."""
+        return not self._closing and self._exchange is not None and self._outgoing is None
 
 
 def _timeout_s(given_ms: int, clocks: Clocks) -> float:

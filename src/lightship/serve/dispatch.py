@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -19,6 +20,9 @@ from lightship.serve.access import OPEN, Access, ApiKey, Roles
 from lightship.serve.http import Head, HttpRefused, Response, error_response
 
 __all__ = ["Contract", "Dispatcher", "Exchange", "Route"]
+
+
+_NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
 class Exchange(msgspec.Struct, eq=False, weakref=False):
@@ -43,7 +47,7 @@ class Exchange(msgspec.Struct, eq=False, weakref=False):
     arrived_s: float
     on_answer: Callable[[Response], None] | None
     deadline_s: float = math.inf
-    params: Mapping[str, str] = {}
+    params: Mapping[str, str] = _NO_PARAMS
     body: bytes = b""
     key: ApiKey | None = None
     contract: str = ""

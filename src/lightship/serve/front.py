@@ -10,12 +10,11 @@ import ipaddress
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable
-from email.utils import formatdate
 from itertools import count
 
 from lightship.serve.connection import Connection
 from lightship.serve.dispatch import Dispatcher, Exchange
-from lightship.serve.http import Heads, Response
+from lightship.serve.http import AnswerHeads, Heads
 from lightship.serve.limits import Clocks, Limits
 
 __all__ = ["Front", "Served"]
@@ -23,8 +22,8 @@ __all__ = ["Front", "Served"]
 _COOLING_S = 0.01
 _LEAST_AT_ONCE = 2  # refused connections that are read again in each of these times
 
-Served = Callable[[Exchange, Response, float], None]
-"""Called after each answer with its exchange and the seconds since the head came: for metrics and the access log."""
+Served = Callable[[Exchange, int, float], None]
+"""Called after each answer with its exchange, its status and the seconds since the head came: for metrics and log."""
 
 
 class Front:
@@ -43,6 +42,7 @@ class Front:
         self.clocks = clocks or Clocks()
         self.served = served
         self.heads = Heads(self.limits)
+        self.answer_heads = AnswerHeads()
         self.connections: set[Connection] = set()
         self.peers: Counter[bytes] = Counter()  # open connections by address
         self.unsaid: dict[Connection, float] = {}  # whose request is not all there, and since when; the oldest first
@@ -53,9 +53,8 @@ class Front:
         self.last_answers = False  # every answer from now on is the last on its connection
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._all_gone = asyncio.Event()
-        # For requests that bring no id: unique on this server, without a random draw each.
-        self.ids = map(f"{secrets.token_hex(6)}-{{:x}}".format, count(1))
-        self._date = (0, "")
+        self._own_ids = secrets.token_hex(6)
+        self._numbers = count(1)
 
     def connection(self) -> Connection:
         """Return the protocol of a new connection; the factory for ``loop.create_server``."""
@@ -77,12 +76,9 @@ class Front:
         for transport, data in outbox:
             transport.write(data)
 
-    def date(self, wall_s: float) -> str:
-        """Return the Date header of this second."""
-        second = int(wall_s)
-        if second != self._date[0]:
-            self._date = (second, formatdate(second, usegmt=True))
-        return self._date[1]
+    def new_id(self) -> str:
+        """Return an id for a request that brings none: unique on this server, without a random draw each."""
+        return f"{self._own_ids}-{next(self._numbers)}"
 
     def forget(self, connection: Connection) -> None:
         """Drop a closed connection."""

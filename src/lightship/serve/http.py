@@ -1,17 +1,17 @@
-"""HTTP/1.1 without I/O: read the head of a request, frame its body, write an answer.
+"""HTTP/1.1 without I/O: read the head of a request, write the head of an answer. Bodies are read in ``body``.
 
 Strict on purpose: where two programs could read the same bytes as two different requests, the bytes are refused
 (RFC 9112 §11.2, request smuggling). llhttp, through httptools, parses the head; what it lets pass is checked here:
-one Host of valid grammar, no bare LF, no folded header, origin-form targets only. The body is framed by our own
-code, which makes its limits exact and leaves the bytes of the next pipelined request untouched.
+one Host of valid grammar, no bare LF, no folded header, origin-form targets only.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Protocol
 
 import httptools
@@ -21,17 +21,15 @@ from lightship.errors import InvalidInput, LightshipError, TooLarge, Unavailable
 from lightship.serve.limits import Limits
 
 __all__ = [
-    "Chunked",
+    "AnswerHeads",
     "Head",
     "Heads",
     "HttpRefused",
     "Outgoing",
     "Response",
-    "decoded",
     "error_response",
     "parse_head",
     "too_large",
-    "write_head",
 ]
 
 Buffer = bytes | memoryview
@@ -68,10 +66,7 @@ _CLOSE = "connection: close\r\n\r\n"
 _CHUNKED = "transfer-encoding: chunked\r\n"
 _REMEMBERED_HEADS = 1_024
 _REMEMBERED_BYTES = 1_024  # of one head
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
-_WINDOW_BITS = {"gzip": 31, "deflate": 15}  # as zlib wants to be told the format; deflate is zlib's (RFC 9110 §8.4.1.2)
-_FREE_BYTES = 1 << 20  # may come out of however few
-_LONGEST_CHUNK_LINE = 256  # size and extensions; extensions are read over, nobody uses them
+_CODINGS = ("gzip", "deflate")
 
 
 class HttpRefused(InvalidInput):
@@ -264,8 +259,8 @@ def _body_refusal(method: str, headers: Mapping[str, str]) -> tuple[int, str] | 
     if method != "POST":
         return 400, f"A {method} request has no body here."
     coding = _coding(headers)
-    if coding is not None and coding not in _WINDOW_BITS:
-        known = " or ".join(_WINDOW_BITS)
+    if coding is not None and coding not in _CODINGS:
+        known = " or ".join(_CODINGS)
         return 415, f"The content coding of a body may be {known}, or none. Got {coding[:40]!r}."
     return None
 
@@ -281,99 +276,6 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
     if given is None or _REQUEST_ID.fullmatch(given.encode("latin-1")) is None:
         return None
     return given
-
-
-class Chunked:
-    """Undoes chunked transfer coding (RFC 9112 §7.1), strictly: no trailers, no bare LF, bounded lines and counts."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._pieces: list[bytes] = []
-        self.size = 0  # of the body so far, with what the current chunk announces
-        self.taken = 0  # bytes of it that are there
-        self._chunks = 0
-        self._left = -1  # bytes of the current chunk still to come; -1: its size line comes next
-        self._last = False
-
-    def feed(self, buffer: bytearray) -> bytes | None:
-        """Take what can be taken from the front of ``buffer``; return the whole body once it is there.
-
-        Raises:
-            HttpRefused: the coding is wrong.
-            TooLarge: the body or the number of chunks is over its limit.
-        """
-        while True:
-            if self._left < 0:
-                if not self._take_size_line(buffer):
-                    return None
-            elif self._last:
-                if len(buffer) < 2:
-                    return None
-                if buffer[:2] != b"\r\n":
-                    raise HttpRefused(400, "A chunked body must end with an empty line; trailers are not taken here.")
-                del buffer[:2]
-                return b"".join(self._pieces)
-            elif not self._take_data(buffer):
-                return None
-
-    def _take_size_line(self, buffer: bytearray) -> bool:
-        end = buffer.find(b"\n", 0, _LONGEST_CHUNK_LINE)
-        if end < 0:
-            if len(buffer) >= _LONGEST_CHUNK_LINE:
-                raise HttpRefused(400, f"The line before a chunk has at most {_LONGEST_CHUNK_LINE} bytes.")
-            return False
-        size, _, _extension = bytes(buffer[:end]).partition(b";")
-        if buffer[end - 1 : end] != b"\r" or _CHUNK_SIZE.fullmatch(size.removesuffix(b"\r")) is None:
-            raise HttpRefused(400, "A chunk must start with its size in hexadecimal digits, then CR LF.")
-        del buffer[: end + 1]
-        self._left = int(size, 16)
-        self._last = self._left == 0
-        self._chunks += 1
-        self.size += self._left
-        if self.size > self._limits.body_bytes:
-            raise too_large(self.size, self._limits)
-        if self._chunks > self._limits.chunks + 1:  # the last, empty one is no chunk of data
-            raise TooLarge(f"A body has at most {self._limits.chunks} chunks (limit `chunks`).")
-        return True
-
-    def _take_data(self, buffer: bytearray) -> bool:
-        if self._left:
-            piece = bytes(buffer[: self._left])
-            del buffer[: len(piece)]
-            self._left -= len(piece)
-            self.taken += len(piece)
-            self._pieces.append(piece)
-            if self._left:
-                return False
-        if len(buffer) < 2:
-            return False
-        if buffer[:2] != b"\r\n":
-            raise HttpRefused(400, "The data of a chunk must be followed by CR LF.")
-        del buffer[:2]
-        self._left = -1
-        return True
-
-
-def decoded(body: bytes, coding: str, limits: Limits) -> bytes:
-    """Undo the content coding of a body (RFC 9110 §8.4.1). What comes out is counted while it comes out.
-
-    Raises:
-        HttpRefused: it is not of that coding, or not whole.
-        TooLarge: what comes out is over ``body_bytes``, or too many times what went in.
-    """
-    decoder = zlib.decompressobj(wbits=_WINDOW_BITS[coding])
-    most = min(limits.body_bytes, max(_FREE_BYTES, len(body) * limits.inflation))
-    try:
-        data = decoder.decompress(body, most + 1)
-    except zlib.error as exc:
-        raise HttpRefused(400, f"The body is not of the content coding {coding}.") from exc
-    if len(data) > limits.body_bytes:
-        raise too_large(len(data), limits)
-    if len(data) > most:
-        raise TooLarge(f"A body may grow {limits.inflation} times when it is decompressed (limit `inflation`).")
-    if not decoder.eof or decoder.unused_data:
-        raise HttpRefused(400, f"The body must be one whole stream of the content coding {coding}.")
-    return data
 
 
 def too_large(size: int, limits: Limits) -> TooLarge:
@@ -431,19 +333,47 @@ def error_response(error: BaseException) -> Response:
     return Response(status, (msgspec.json.encode({"error": message}),), headers=headers)
 
 
-def write_head(response: Response, size: int, *, request_id: str, close: bool, date: str) -> bytes:
-    """Return the head of an answer: status line and headers, with the empty line after them.
+class AnswerHeads:
+    """Writes the heads of answers: status line and headers, with the empty line after them.
 
-    A body that is written piece by piece is chunked, or ends with its connection if that closes.
-
-    Args:
-        size: of its body.
+    Answers differ in little but the id of their request, so what stands before it and after it is kept, as long as the
+    date in it is right: for the rest of the second.
     """
-    length = f"content-length: {size}\r\n" if response.stream is None else "" if close else _CHUNKED
-    fields = ""
-    for name, value in response.headers:
-        fields += f"{name}: {value}\r\n"
-    return (
-        f"{_STATUS_LINES[response.status]}date: {date}\r\ncontent-type: {response.content_type}\r\n"
-        f"{length}x-request-id: {request_id}\r\n{fields}{_CLOSE if close else _END}"
-    ).encode("latin-1")
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[bytes, bytes]] = {}
+        self._date = ""
+        self._until_s = 0.0
+
+    def around_id(self, response: Response, size: int, *, close: bool, now: float) -> tuple[bytes, bytes]:
+        """Return the head up to the request id, and the rest of it.
+
+        A body that is written piece by piece is chunked, or ends with its connection if that closes.
+
+        Args:
+            size: of the body.
+            now: by the loop's clock.
+        """
+        if now >= self._until_s:
+            self._next_second(now)
+        key = (size, response.headers, response.content_type, response.status, close, response.stream is None)
+        return self._known.get(key) or self._write(key, response, size, close=close)
+
+    def _next_second(self, now: float) -> None:
+        wall_s = time.time()
+        self._date = formatdate(int(wall_s), usegmt=True)
+        self._until_s = now + 1 - wall_s % 1
+        self._known.clear()
+
+    def _write(self, key: tuple[object, ...], response: Response, size: int, *, close: bool) -> tuple[bytes, bytes]:
+        length = f"content-length: {size}\r\n" if response.stream is None else "" if close else _CHUNKED
+        before = (
+            f"{_STATUS_LINES[response.status]}date: {self._date}\r\ncontent-type: {response.content_type}\r\n"
+            f"{length}x-request-id: "
+        )
+        fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
+        after = f"\r\n{fields}{_CLOSE if close else _END}"
+        if len(self._known) >= _REMEMBERED_HEADS:
+            self._known.clear()
+        found = self._known[key] = (before.encode("latin-1"), after.encode("latin-1"))
+        return found

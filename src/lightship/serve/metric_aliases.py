@@ -48,7 +48,7 @@ def _triton_requests(requests: RequestFigures, models: Iterable[FigureSource]) -
     bad = Metric("nv_inference_request_failure", "Requests that failed, by reason.", "untyped")
     took = Metric("nv_inference_request_duration_us", "Time from head to answer.", "untyped")
     names = sorted({model.name for model in models})
-    counts, seconds = list(requests.counts.items()), list(requests.seconds.items())
+    counts, seconds = requests.counts.items(), requests.seconds.items()
     for name in names:
         of = [(status, count) for (_, model, status), count in counts if model == name]
         good.add_sample(good.name, {"model": name}, sum(count for status, count in of if status < 400))
@@ -80,7 +80,7 @@ def _tf_serving(requests: RequestFigures) -> Iterator[Metric]:
 
     count = Metric(f"{_TF}request_count", "Requests by model and status.", "untyped")
     by_status: dict[tuple[str, str], int] = {}
-    for (_, model, status), value in list(requests.counts.items()):
+    for (_, model, status), value in requests.counts.items():
         if model:
             key = (model, _TF_STATUS.get(status, "INVALID_ARGUMENT"))
             by_status[key] = by_status.get(key, 0) + value
@@ -90,7 +90,7 @@ def _tf_serving(requests: RequestFigures) -> Iterator[Metric]:
     latency = HistogramMetricFamily(
         f"{_TF}request_latency", "Microseconds from head to answer.", labels=("model_name", "API")
     )
-    for (contract, model), histogram in list(requests.seconds.items()):
+    for (contract, model), histogram in requests.seconds.items():
         if model:
             latency.add_metric((model, contract), histogram.buckets(_US), histogram.total * _US)
     yield latency

@@ -46,6 +46,11 @@ class Histogram:
             total += value
         self.total = total
 
+    def merge(self, other: Histogram) -> None:
+        """Count what another has counted, into the same buckets."""
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
     def buckets(self, scale: float = 1.0) -> list[tuple[str, float]]:
         """Return the cumulative buckets in Prometheus' form, their bounds times ``scale``."""
         counts, cumulated, result = list(self.counts), 0, []
@@ -91,15 +96,24 @@ class RequestFigures:
     """Requests by contract, model and status class, with their times."""
 
     def __init__(self) -> None:
-        self.counts: defaultdict[tuple[str, str, int], int] = defaultdict(int)
-        self.seconds: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        self._seconds: defaultdict[tuple[str, str, int], Histogram] = defaultdict(Histogram)
 
     def add(self, contract: str, model: str, status: int, seconds: float) -> None:
         """Count an answered request. ``contract`` and ``model`` are bounded words, empty when there was none."""
-        self.counts[(contract, model, status)] += 1
-        histogram = self.seconds[(contract, model)]
-        histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
-        histogram.total += seconds
+        self._seconds[contract, model, status].add(seconds)
+
+    @property
+    def counts(self) -> dict[tuple[str, str, int], int]:
+        """How many there were, by contract, model and status."""
+        return {key: sum(one.counts) for key, one in list(self._seconds.items())}
+
+    @property
+    def seconds(self) -> dict[tuple[str, str], Histogram]:
+        """How long they took, by contract and model."""
+        found: defaultdict[tuple[str, str], Histogram] = defaultdict(Histogram)
+        for (contract, model, _), one in list(self._seconds.items()):
+            found[contract, model].merge(one)
+        return found
 
 
 class FigureSource(Protocol):
@@ -158,13 +172,13 @@ class _Collector:
         self._models = tuple(self._models_now())
 
         count = CounterMetricFamily("lightship_requests", "Answered requests.", labels=("contract", "model", "status"))
-        for (contract, model, status), value in list(self._requests.counts.items()):
+        for (contract, model, status), value in self._requests.counts.items():
             count.add_metric((contract, model, str(status)), value)
         yield count
         seconds = HistogramMetricFamily(
             "lightship_request_seconds", "From a request's head to its answer.", labels=("contract", "model")
         )
-        for labels, histogram in list(self._requests.seconds.items()):
+        for labels, histogram in self._requests.seconds.items():
             seconds.add_metric(labels, histogram.buckets(), histogram.total)
         yield seconds
         yield from self._gauges()

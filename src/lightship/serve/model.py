@@ -39,12 +39,11 @@ from lightship.serve.wire import Done, Measured, Message, Tune
 from lightship.serve.work import (
     Answer,
     Batch,
-    Part,
+    Parts,
     Told,
     Work,
     batch_message,
     error_named,
-    join_answers,
     split_answers,
 )
 from lightship.serve.worker_process import WorkerProcess
@@ -98,12 +97,14 @@ class ServedModel:
         self._limits = limits
         self._answer_row_bytes = _row_bytes(source) or 0
         self._sized = _row_bytes(source) is not None  # else an answer is looked at when it is there
+        # With more it is looked at why.
+        self._most_rows = min(limits.rows_per_request, limits.answer_bytes // (self._answer_row_bytes or 1))
         self._clocks = clocks
         self._delivered = delivered
         self._life = Supervisor(
             source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes
         )
-        self._batcher = Batcher[Part](
+        self._batcher = Batcher[Work](
             BatchBounds(
                 batch_rows=min(source.batch_rows, _DEFAULT_BATCH) or 1,
                 queue_items=limits.queue_requests,
@@ -113,7 +114,7 @@ class ServedModel:
         # With a second core the next batch crosses, and is encoded, while the last one runs.
         self._depth = depth or min(2, usable_cores())
         self._running: dict[int, Batch] = {}
-        self._suspects: set[Part] = set()  # what was in a worker that died, until it has run alone
+        self._suspects: set[Work] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
         self._poisoners = Poisoners()
         self.tuned: Tuned | None = None
@@ -242,48 +243,47 @@ class ServedModel:
             self._measured.set_result(None)
         batches, self._running = list(self._running.values()), {}
         found = False
-        for item in (item for batch in batches for item in batch.items):
-            self._suspects.discard(item)
-            part = item
-            part.tries += 1
-            if part.work.over:
+        for work in (work for batch in batches for work in batch.items):
+            self._suspects.discard(work)
+            work.tries += 1
+            if work.over:
                 continue
-            if part.tries > 1:
+            if work.tries > 1:
                 found = True
-                self._poison_found(part)
+                self._poison_found(work)
                 message = "The model's process died twice on this input. Do not send it again unchanged."
-                part.work.finish(None, LightshipError(message))
-            elif not self._of_poisoner(part):
-                self._try_alone(item)
+                work.finish(None, LightshipError(message))
+            elif not self._of_poisoner(work):
+                self._try_alone(work)
         return found
 
-    def _poison_found(self, part: Part) -> None:
+    def _poison_found(self, work: Work) -> None:
         """Keep an input away, and its key too once that has sent too many."""
-        now, key = self._loop.time(), part.work.owner
-        self._quarantine.add(part, now)
+        now, key = self._loop.time(), work.owner
+        self._quarantine.add(work, now)
         if seconds := self._poisoners.found(key, now):
             log.error("%s:%s runs nothing of the key %s for %.0f s: its inputs kill the worker",
                       *(self.name, self.version, key, seconds))  # fmt: skip
 
-    def _of_poisoner(self, part: Part) -> bool:
+    def _of_poisoner(self, work: Work) -> bool:
         """Answer a request that waits, or has to run again, if its key is kept away by now."""
         try:
-            self._poisoners.refuse(part.work.owner, self._loop.time())
+            self._poisoners.refuse(work.owner, self._loop.time())
         except Overloaded as exc:
-            self._suspects.discard(part)
+            self._suspects.discard(work)
             self.figures.refused += 1
-            part.work.finish(None, exc)
+            work.finish(None, exc)
             return True
         return False
 
-    def _try_alone(self, item: Part) -> None:
-        item.alone = True
+    def _try_alone(self, work: Work) -> None:
+        work.alone = True
         try:
-            self._batcher.add(item, self._loop.time(), admitted=True)
+            self._batcher.add(work, self._loop.time(), admitted=True)
         except DeadlineExceeded as exc:
-            item.work.finish(None, exc)
+            work.finish(None, exc)
         else:
-            self._suspects.add(item)
+            self._suspects.add(work)
 
     def use_tuned(self, tuned: Tuned) -> None:
         """Run batches of at most so many rows, and never more than the release was proven for."""
@@ -370,16 +370,20 @@ class ServedModel:
         Raises:
             Overloaded, DeadlineExceeded, InvalidTensor: it was refused.
         """
-        limits = self._limits
-        if not 1 <= work.rows <= (limit := limits.rows_per_request):
-            raise InvalidTensor(f"A request must have 1 to {limit} rows (limit `rows_per_request`). Got {work.rows}.")
-        if not work.raws and (size := work.rows * self._answer_row_bytes) > limits.answer_bytes:
-            self._refuse_long_answer(size)
+        if not 1 <= work.rows <= self._most_rows:
+            self._refuse_rows(work)
         if self._worker is None and self._life.state is State.CLOSED:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
-        work.model = self
-        work.submitted_s = now = self._loop.time()
-        self._queue_next(work, now, admitted=False)
+        most = self._batcher.bounds.batch_rows
+        if work.rows > most and self.source.batch_rows:
+            work = Parts(work, self._queue_more).next(most)
+        self._queue(work, admitted=False)
+
+    def _refuse_rows(self, work: Work) -> None:
+        if not 1 <= work.rows <= (limit := self._limits.rows_per_request):
+            raise InvalidTensor(f"A request must have 1 to {limit} rows (limit `rows_per_request`). Got {work.rows}.")
+        if not work.raws:
+            self._refuse_long_answer(work.rows * self._answer_row_bytes)
 
     def _refuse_long_answer(self, size: int) -> None:
         if size > (most := self._limits.answer_bytes):
@@ -389,31 +393,29 @@ class ServedModel:
             )
 
     def forget(self, work: Work) -> None:
-        """Take a cancelled request out of the queue."""
-        if work.item is not None:
-            self._batcher.cancel(work.item)
-            self._suspects.discard(work.item)
-            work.item = None
-            self.figures.cancelled += 1
+        """Take cancelled work out of the queue."""
+        self._batcher.cancel(work)
+        self._suspects.discard(work)
+        self.figures.cancelled += 1
 
-    def _queue_next(self, work: Work, now: float, *, admitted: bool) -> None:
-        """Queue the next part of a request. A large one is in the queue once, so it cannot crowd out the others."""
-        start, stop, size, batch_rows = work.taken, work.rows, work.size_bytes, self.source.batch_rows
-        rows = stop - start
-        if batch_rows and rows > (most := self._batcher.bounds.batch_rows):
-            rows, stop = most, start + most
-        if rows < work.rows:
-            size = size * rows // work.rows
-        item = Part(work.key, rows, size, work.deadline_s, not batch_rows, work=work, start=start, stop=stop)
-        if self._quarantine:
-            self._quarantine.refuse(item, now)
+    def _queue_more(self, parts: Parts) -> None:
         try:
-            self._batcher.add(item, now, admitted=admitted)
+            self._queue(parts.next(self._batcher.bounds.batch_rows), admitted=True)
+        except LightshipError as exc:
+            parts.fail(exc)
+
+    def _queue(self, work: Work, *, admitted: bool) -> None:
+        work.submitted_s = now = self._loop.time()
+        if not self.source.batch_rows:
+            work.alone = True
+        if self._quarantine:
+            self._quarantine.refuse(work, now)
+        try:
+            self._batcher.add(work, now, admitted=admitted)
         except Overloaded:
             self.figures.refused += 1
             raise
-        work.item = item
-        work.taken = stop
+        work.model = self
         if self._pump_soon:
             return
         if len(self._running) < self._depth:
@@ -453,7 +455,7 @@ class ServedModel:
                 self._send(self._worker, items, now)
         self._set_timer()
 
-    def _send(self, worker: WorkerProcess, items: list[Part], now: float) -> None:
+    def _send(self, worker: WorkerProcess, items: list[Work], now: float) -> None:
         self._batches += 1
         batch = Batch(self._batches, items, now)
         self._running[batch.number] = batch
@@ -465,14 +467,14 @@ class ServedModel:
             self._life.lost()
             return
         self.figures.sent(rows=sum(message.rows))
-        self.figures.queued([now - item.work.submitted_s for item in items])
+        self.figures.queued([now - item.submitted_s for item in items])
 
     def _deliver(self, batch: Batch, done: Done, payload: memoryview) -> None:
         items = batch.items
         if done.failed:
             failed = {each.index: error_named(each.error, items[each.index].told(each.message)) for each in done.failed}
             for index, error in failed.items():
-                items[index].work.finish(None, error)
+                items[index].finish(None, error)
             items = [item for index, item in enumerate(items) if index not in failed]
         try:
             rows = [item.rows for item in items]
@@ -480,43 +482,29 @@ class ServedModel:
         except WorkerFailed as exc:
             log.error("a batch of %s:%s was answered wrongly: %s", self.name, self.version, exc)
             for item in items:
-                item.work.finish(None, exc)
+                item.finish(None, exc)
             return
         for item, answer in zip(items, answers, strict=True):
-            work = item.work
-            work.item = None
-            if not self._sized and (too_long := self._too_long(work, answer)) is not None:
-                work.finish(None, too_long)
-            elif item.rows == work.rows:
-                work.finish(answer, None)
-            elif not work.over:
-                self._part_done(work, answer)
+            if not self._sized and (too_long := self._too_long(answer)) is not None:
+                item.finish(None, too_long)
+            else:
+                item.finish(answer, None)
         self._delivered()
 
-    def _too_long(self, work: Work, answer: Answer) -> TooLarge | None:
+    def _too_long(self, answer: Answer) -> TooLarge | None:
         try:
-            self._refuse_long_answer(sum(len(one.data) for part in (*work.parts, answer) for one in part.outputs))
+            self._refuse_long_answer(sum(len(one.data) for one in answer.outputs))
         except TooLarge as exc:
             return exc
         return None
 
-    def _part_done(self, work: Work, answer: Answer) -> None:
-        if work.taken < work.rows:
-            work.parts = (*work.parts, answer)
-            try:
-                self._queue_next(work, self._loop.time(), admitted=True)
-            except LightshipError as exc:
-                work.finish(None, exc)
-        else:
-            work.finish(join_answers((*work.parts, answer)), None)
-
     # Deadlines
 
-    def _too_late(self, item: Part) -> None:
+    def _too_late(self, item: Work) -> None:
         self.figures.expired += 1
         self._suspects.discard(item)
         message = "The deadline of the request passed while it waited. Send less, or give it more time."
-        item.work.finish(None, DeadlineExceeded(message))
+        item.finish(None, DeadlineExceeded(message))
 
     def _set_timer(self) -> None:
         next_s = self._batcher.next_deadline() or math.inf
@@ -545,9 +533,9 @@ class ServedModel:
     def _batch_late(self, batch: Batch, now: float) -> None:
         """Answer those of its requests whose time is up. When nobody waits for it any more, it has to end."""
         for item in batch.items:
-            if item.deadline_s <= now and not item.work.over:
+            if item.deadline_s <= now and not item.over:
                 self._too_late(item)
-        late = (item.deadline_s for item in batch.items if not item.work.over)
+        late = (item.deadline_s for item in batch.items if not item.over)
         batch.deadline_s = min(late, default=math.inf)
         if batch.deadline_s == math.inf and self._worker is not None:
             batch.over_s = now
@@ -555,8 +543,8 @@ class ServedModel:
                 self._worker.stop(batch.number)
 
     def _works(self) -> list[Work]:
-        running = [item.work for batch in self._running.values() for item in batch.items]
-        return running + [item.work for item in self._batcher.expire(math.inf)]
+        running = [item for batch in self._running.values() for item in batch.items]
+        return running + self._batcher.expire(math.inf)
 
 
 def _row_bytes(source: ModelSource) -> int | None:

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 
 from lightship.errors import LightshipError
-from lightship.serve.work import Part
+from lightship.serve.work import Work
 
 __all__ = ["Quarantine"]
 
@@ -29,15 +29,15 @@ class Quarantine:
         """Return how many inputs are kept away."""
         return len(self._until)
 
-    def add(self, part: Part, now_s: float) -> None:
+    def add(self, work: Work, now_s: float) -> None:
         """Keep these rows away from now on."""
-        key = (_size(part), _digest(part))
+        key = (_size(work), _digest(work))
         self._until[key] = now_s + self._seconds
         self._until.move_to_end(key)
         while len(self._until) > self._most:
             self._until.popitem(last=False)
 
-    def refuse(self, part: Part, now_s: float) -> None:
+    def refuse(self, work: Work, now_s: float) -> None:
         """Raise if these rows are kept away.
 
         Raises:
@@ -45,10 +45,10 @@ class Quarantine:
         """
         while self._until and next(iter(self._until.values())) <= now_s:
             self._until.popitem(last=False)
-        size = _size(part)
+        size = _size(work)
         if all(size != known for known, _ in self._until):
             return
-        until_s = self._until.get((size, _digest(part)))
+        until_s = self._until.get((size, _digest(work)))
         if until_s is not None:
             raise LightshipError(
                 f"This input made the model's process die and is not run for {until_s - now_s:.0f} s more. "
@@ -56,22 +56,16 @@ class Quarantine:
             )
 
 
-def _size(part: Part) -> int:
-    work = part.work
-    if work.raws:
-        return sum(len(raw) for raw in work.raws[part.start : part.stop])
-    return sum(len(one.data) for one in work.inputs) * (part.stop - part.start) // work.rows
+def _size(work: Work) -> int:
+    return sum(map(len, work.raws)) + sum(len(one.data) for one in work.inputs)
 
 
-def _digest(part: Part) -> bytes:
-    work = part.work
+def _digest(work: Work) -> bytes:
     state = hashlib.blake2b(digest_size=16)
-    for raw in work.raws[part.start : part.stop]:
+    for raw in work.raws:
         state.update(len(raw).to_bytes(8, "little"))
         state.update(raw)
     for tensor in work.inputs:
-        whole = part.start == 0 and part.stop == work.rows
-        rows = tensor if whole else tensor.rows(part.start, part.stop)
-        state.update(f"{rows.dtype}{rows.shape}".encode())
-        state.update(rows.data)
+        state.update(f"{tensor.dtype}{tensor.shape}".encode())
+        state.update(tensor.data)
     return state.digest()

@@ -33,17 +33,14 @@ class _Line(msgspec.Struct, frozen=True):
 class RequestLog:
     """Collects lines on the event loop and hands them over ten times a second: each time wakes a thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, every: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._every = every
         self._writer = stderr_lines()
         self._lines: list[_Line] = []
         self._flush_set = False
 
     def add(self, exchange: Exchange, status: int, seconds: float) -> None:
         """Note an answered request."""
-        if not self._every and status < 500:
-            return
         head = exchange.head
         key = exchange.key.id if exchange.key is not None else ""
         self._lines.append(

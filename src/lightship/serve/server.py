@@ -177,7 +177,7 @@ class Server:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._stop, self._forced = asyncio.Event(), asyncio.Event()
-        self._request_log = RequestLog(loop, every=self.options.log_requests)
+        self._request_log = RequestLog(loop)
         access = Access(self.options.key_file, clock=loop.time)
         self.front = Front(
             self._dispatcher(access), limits=self.options.limits, clocks=self.options.clocks, served=self._served
@@ -380,7 +380,7 @@ class Server:
             Access(options.key_file, clock=_monotonic),
             limits=options.limits,
             clocks=options.clocks,
-            served=self._counted,
+            served=self._served,
             stream_error=contract.stream_error,
         )
         credentials = options.certificate.grpc_credentials() if options.certificate is not None else None
@@ -404,12 +404,10 @@ class Server:
             raise Unavailable("The server is not ready.")
         exchange.answer(Response(200, (b'{"ready":true}',)))
 
-    def _served(self, exchange: Exchange, response: Response, seconds: float) -> None:
-        self._counted(exchange, response.status, seconds)
-
-    def _counted(self, exchange: Exchange, status: int, seconds: float) -> None:
+    def _served(self, exchange: Exchange, status: int, seconds: float) -> None:
         self.requests.add(exchange.contract, exchange.model, status, seconds)
-        self._request_log.add(exchange, status, seconds)
+        if status >= 500 or self.options.log_requests:
+            self._request_log.add(exchange, status, seconds)
 
 
 def _live(exchange: Exchange) -> None:

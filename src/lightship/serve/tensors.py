@@ -23,6 +23,7 @@ Buffer = bytes | memoryview
 ITEM_BYTES = {name: np.dtype(numpy).itemsize for name, numpy in DTYPES.items() if name != "BYTES"}
 _LITTLE = {name: np.dtype(numpy).newbyteorder("<") for name, numpy in DTYPES.items() if name != "BYTES"}
 _LENGTH = struct.Struct("<I")
+_COPIED_BYTES = 4 * 1024
 
 
 class PackedTensor(msgspec.Struct, frozen=True, gc=False):
@@ -38,15 +39,24 @@ class PackedTensor(msgspec.Struct, frozen=True, gc=False):
     shape: tuple[int, ...]
     data: Buffer
 
-    def split(self, bounds: Sequence[tuple[int, int]]) -> list[PackedTensor]:
-        """Return the rows [start, stop) of each of the bounds, without copying."""
-        if self.dtype == "BYTES":
-            return [self.rows(start, stop) for start, stop in bounds]
-        name, dtype, row, view = self.name, self.dtype, self.shape[1:], memoryview(self.data)
-        size = len(view) // self.shape[0] if self.shape[0] else 0
-        return [
-            PackedTensor(name, dtype, (stop - start, *row), view[start * size : stop * size]) for start, stop in bounds
-        ]
+    def split(self, rows: Sequence[int]) -> list[PackedTensor]:
+        """Return so many rows, and so many, one after the other."""
+        name, dtype = self.name, self.dtype
+        found, at = [], 0
+        if dtype == "BYTES":
+            for count in rows:
+                found.append(self.rows(at, at + count))
+                at += count
+            return found
+        row_bytes = len(self.data) // self.shape[0] if self.shape[0] else 0
+        # So few bytes are copied in less time than a view of them is made and given up.
+        data = bytes(self.data) if row_bytes <= _COPIED_BYTES else memoryview(self.data)
+        shapes = {count: (count, *self.shape[1:]) for count in set(rows)}
+        for count in rows:
+            stop = at + count * row_bytes
+            found.append(PackedTensor(name, dtype, shapes[count], data[at:stop]))
+            at = stop
+        return found
 
     def rows(self, start: int, stop: int) -> PackedTensor:
         """Return the rows [start, stop) along the first axis, without copying."""

@@ -50,6 +50,8 @@ _PACKET_BYTES = INLINE_BYTES + 64 * 1024
 _BUFFERS_AT_ONCE = 512  # the kernel takes 1,024 in one call
 _SMALL_BYTES = 8 * 1024  # a payload up to this is sent with its message in any case
 _PREFIX = struct.Struct("<IQq")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4)  # one descriptor
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # a plain number: an enumeration calls several functions at each "and"
 _STOP = struct.Struct("<Q")
 STOP_BYTES = _STOP.size
 
@@ -204,6 +206,7 @@ class Channel:
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
         self._packet = bytearray(_PACKET_BYTES)
         self._view = memoryview(self._packet)
+        self._views = [self._view]
 
     @staticmethod
     def pair() -> tuple[socket.socket, socket.socket]:
@@ -245,14 +248,12 @@ class Channel:
             BlockingIOError: a non-blocking socket has no message.
             WorkerFailed: what came is not a message.
         """
-        size, ancillary, flags, _ = self.socket.recvmsg_into(
-            [self._view], socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-        )
-        descriptors = _descriptors(ancillary)
+        size, ancillary, flags, _ = self.socket.recvmsg_into(self._views, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        descriptors = _descriptors(ancillary) if ancillary else ()
         try:
             if size == 0:
                 return None
-            if size < _PREFIX.size or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
+            if size < _PREFIX.size or flags & _CUT or len(descriptors) > 1:
                 raise WorkerFailed("A message between server and worker is broken.")
             header_size, payload_size, at = _PREFIX.unpack_from(self._packet)
             start = _PREFIX.size + header_size

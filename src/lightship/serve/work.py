@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -18,7 +18,7 @@ from lightship.serve.limits import Clocks
 from lightship.serve.tensors import PackedTensor, join_rows
 from lightship.serve.wire import Done, RunRaw, RunTensors, TensorHead
 
-__all__ = ["Answer", "Batch", "Part", "Told", "Work", "batch_message", "error_named", "join_answers", "split_answers"]
+__all__ = ["Answer", "Batch", "Parts", "Told", "Work", "batch_message", "error_named", "join_answers", "split_answers"]
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class _Forgets(Protocol):
         """Take a cancelled request out of the queue."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a request gets: the graph's outputs, or, for raw inputs, one JSON object a row."""
 
     outputs: tuple[PackedTensor, ...] = ()
@@ -39,34 +39,33 @@ Told = Callable[[Answer | None, LightshipError | None], None]
 """Gets the answer or the error of a request."""
 
 
-class Work(msgspec.Struct, eq=False, kw_only=True):
-    """One request for a model: its rows, its deadline, and whom to tell.
+class Work(Item, kw_only=True):
+    """One request for a model: its rows, its deadline, and whom to tell. It waits, and runs in one batch.
 
     Attributes:
         inputs: the graph's inputs in the interface's order (``tensors`` lane), or
         raws: raw inputs, one a row (``raw`` lane).
         done: called once, on the event loop, with an answer or an error; never after ``cancel``.
-        key: what its rows have in common with others that can run in the same batch.
-        size_bytes: of its inputs.
-        parts: answers of the parts that have run.
-        taken: rows that were put into the queue so far.
-        item: the part that waits or runs; a large request has one after the other.
+        tries: how many workers have died of it, or beside it.
+        model: whose queue it may be in.
+        part: of a request that is too large for one batch: what waits or runs of it now.
+        first: of a part: the row of the request that its own begin with.
         owner: id of the key that it came with; empty without keys.
     """
 
-    rows: int
-    deadline_s: float
     done: Told | None
     inputs: tuple[PackedTensor, ...] = ()
     raws: tuple[bytes, ...] = ()
-    key: Hashable = "raw"
-    size_bytes: int
-    parts: tuple[Answer, ...] = ()
-    taken: int = 0
-    item: Part | None = None
+    tries: int = 0
     model: _Forgets | None = None
+    part: Work | None = None
+    first: int = 0
     submitted_s: float = 0.0
     owner: str = ""
+
+    def told(self, message: str) -> str:
+        """Return what is wrong with these rows for whoever sent the request, of which they may be a later part."""
+        return f"{message} (Places count from row {self.first} of the request.)" if self.first else message
 
     @property
     def over(self) -> bool:
@@ -76,7 +75,7 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
     def finish(self, answer: Answer | None, error: LightshipError | None) -> None:
         """Tell the caller, once."""
         done, self.done = self.done, None
-        self.inputs, self.raws = (), ()
+        self.inputs = self.raws = ()
         if done is None:
             return
         try:
@@ -88,23 +87,59 @@ class Work(msgspec.Struct, eq=False, kw_only=True):
 
     def cancel(self) -> None:
         """Nobody waits any more: leave the queue; a batch that runs already runs on without it."""
+        if self.done is None:
+            return
         self.done = None
         self.inputs, self.raws = (), ()
-        if self.model is not None:
+        if self.part is not None:
+            self.part.cancel()
+        elif self.model is not None:
             self.model.forget(self)
 
 
-class Part(Item, kw_only=True):
-    """The rows [start, stop) of a request, as they wait and run. Most requests have one part."""
+class Parts:
+    """A request that is too large for one batch. Its parts wait one after the other: it cannot crowd out the others.
 
-    work: Work
-    start: int = 0
-    stop: int
-    tries: int = 0
+    Args:
+        more: called when a part is answered and another has to follow.
+    """
 
-    def told(self, message: str) -> str:
-        """Return what is wrong with these rows for whoever sent the request, of which they may be a later part."""
-        return f"{message} (Places count from row {self.start} of the request.)" if self.start else message
+    def __init__(self, work: Work, more: Callable[[Parts], None]) -> None:
+        self._work = work
+        self._more = more
+        self._taken = 0
+        self._answers: list[Answer] = []
+
+    def next(self, most_rows: int) -> Work:
+        """Return the next rows as work of its own."""
+        work, start = self._work, self._taken
+        self._taken = stop = min(start + most_rows, work.rows)
+        work.part = Work(
+            work.key,
+            stop - start,
+            work.size_bytes * (stop - start) // work.rows,
+            work.deadline_s,
+            done=self._told,
+            inputs=tuple(tensor.rows(start, stop) for tensor in work.inputs),
+            raws=work.raws[start:stop],
+            first=start,
+            owner=work.owner,
+        )
+        return work.part
+
+    def fail(self, error: LightshipError) -> None:
+        """Answer the whole request with an error."""
+        self._work.finish(None, error)
+
+    def _told(self, answer: Answer | None, error: LightshipError | None) -> None:
+        if answer is None:
+            self._work.finish(None, error)
+            return
+        self._answers.append(answer)
+        if self._taken < self._work.rows:
+            self._more(self)
+        else:
+            self._work.finish(join_answers(self._answers), None)
 
 
 @dataclass(slots=True)
@@ -119,7 +154,7 @@ class Batch:
     """
 
     number: int
-    items: list[Part]
+    items: list[Work]
     since_s: float
     deadline_s: float = field(init=False)
     over_s: float | None = None
@@ -136,25 +171,19 @@ class Batch:
         return hangs_s if self.over_s is None else min(hangs_s, max(self.since_s, self.over_s) + clocks.overdue_s)
 
 
-def batch_message(number: int, parts: Sequence[Part]) -> tuple[RunTensors | RunRaw, list[bytes | memoryview]]:
-    """Return the message that runs these parts together, and its payload."""
-    rows = tuple([part.rows for part in parts])
-    first = parts[0].work
-    if first.raws:
-        raws = [raw for part in parts for raw in part.work.raws[part.start : part.stop]]
-        return RunRaw(number, rows, tuple(len(raw) for raw in raws)), list(raws)
-    inputs = [part.work.inputs if part.rows == part.work.rows else _inputs(part) for part in parts]
+def batch_message(number: int, works: Sequence[Work]) -> tuple[RunTensors | RunRaw, list[bytes | memoryview]]:
+    """Return the message that runs these together, and its payload."""
+    rows = tuple([work.rows for work in works])
+    if works[0].raws:
+        raws = [raw for work in works for raw in work.raws]
+        return RunRaw(number, rows, tuple([len(raw) for raw in raws])), [*raws]
     heads, payload = [], []
-    for index, one in enumerate(inputs[0]):
-        data = [tensors[index].data for tensors in inputs]
-        shape = one.shape if len(parts) == 1 else (sum(rows), *one.shape[1:])
+    for index, one in enumerate(works[0].inputs):
+        data = [work.inputs[index].data for work in works]
+        shape = one.shape if len(works) == 1 else (sum(rows), *one.shape[1:])
         heads.append(TensorHead(one.name, one.dtype, shape, sum(map(len, data))))
         payload += data
     return RunTensors(number, rows, tuple(heads)), payload
-
-
-def _inputs(part: Part) -> tuple[PackedTensor, ...]:
-    return tuple(tensor.rows(part.start, part.stop) for tensor in part.work.inputs)
 
 
 def split_answers(done: Done, payload: memoryview, rows: Sequence[int], *, batched: bool) -> list[Answer]:
@@ -179,13 +208,11 @@ def split_answers(done: Done, payload: memoryview, rows: Sequence[int], *, batch
         raise WorkerFailed(f"A batch of {total} rows gave {len(texts)} answers.")
     if len(rows) == 1:
         return [Answer(tuple(outputs), tuple(texts))]
-    stops = list(accumulate(rows))
-    bounds = list(zip([0, *stops], stops, strict=False))
     if texts:
-        return [Answer((), tuple(texts[start:stop])) for start, stop in bounds]
-    if len(outputs) == 1:
-        return [Answer((one,)) for one in outputs[0].split(bounds)]
-    return [Answer(one) for one in zip(*[output.split(bounds) for output in outputs], strict=True)]
+        return [
+            Answer((), tuple(texts[stop - count : stop])) for count, stop in zip(rows, accumulate(rows), strict=True)
+        ]
+    return [Answer(one) for one in zip(*[output.split(rows) for output in outputs], strict=True)]
 
 
 def join_answers(parts: Sequence[Answer]) -> Answer:

@@ -279,33 +279,35 @@ class Worker:
         """Run a prepared batch. A batch that raises is halved until the culprits stand alone."""
         with self._turn:
             self._current = prepared.batch
-        failed = dict(prepared.failed)
+        failed = prepared.failed
         ran: list[_Ran] = []
-        if todo := [index for index, rows in enumerate(prepared.rows) if rows]:
+        count = len(prepared.rows)
+        if todo := [index for index in range(count) if index not in failed] if failed else range(count):
             self._run_requests(prepared, todo, failed, ran)
         answers = [answer for part in ran for answer in part.answers]
         packed = [] if prepared.raw else self._packed([part.outputs for part in ran])
+        failures = [Failure(index, type(error).__name__, str(error)) for index, error in sorted(failed.items())]
         done = Done(
             batch=prepared.batch,
-            outputs=tuple(TensorHead(one.name, one.dtype, one.shape, len(one.data)) for one in packed),
-            answers=tuple(len(answer) for answer in answers),
-            failed=tuple(Failure(index, type(error).__name__, str(error)) for index, error in sorted(failed.items())),
+            outputs=tuple([TensorHead(one.name, one.dtype, one.shape, len(one.data)) for one in packed]),
+            answers=tuple([len(answer) for answer in answers]),
+            failed=tuple(failures),
             encode_us=prepared.encode_us,
-            run_us=sum(part.run_us for part in ran),
-            decode_us=sum(part.decode_us for part in ran),
+            run_us=sum([part.run_us for part in ran]),
+            decode_us=sum([part.decode_us for part in ran]),
         )
-        return done, [*(one.data for one in packed), *answers]
+        return done, [*[one.data for one in packed], *answers]
 
     def _run_requests(
-        self, prepared: _Prepared, indices: list[int], failed: dict[int, LightshipError], ran: list[_Ran]
+        self, prepared: _Prepared, indices: Sequence[int], failed: dict[int, LightshipError], ran: list[_Ran]
     ) -> None:
         if prepared.batch == self._stopped:
             failed.update(dict.fromkeys(indices, DeadlineExceeded("Nobody waits for this batch any more.")))
             return
-        offset = sum(prepared.rows[: indices[0]])
-        rows = sum(prepared.rows[index] for index in indices)
         inputs = prepared.inputs
-        if rows != sum(prepared.rows):
+        if len(indices) != len(prepared.rows):
+            offset = sum(prepared.rows[: indices[0]])
+            rows = sum(prepared.rows[index] for index in indices)
             inputs = {name: value[offset : offset + rows] for name, value in inputs.items()}
         try:
             ran.append(self._run_once(inputs, raw=prepared.raw))

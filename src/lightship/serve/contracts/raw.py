@@ -66,9 +66,7 @@ class RawDoor:
                 start = msgspec.json.encode({"model": model.name, "version": model.source.version})
                 exchange.answer(Response(200, (start[:-1] + b"," + answer.answers[0][1:],)))
 
-        work = Work(
-            rows=1, deadline_s=exchange.deadline_s, done=done, raws=(exchange.body,), size_bytes=len(exchange.body)
-        )
+        work = Work("raw", 1, len(exchange.body), exchange.deadline_s, done=done, raws=(exchange.body,))
         exchange.body = b""
         if exchange.key is not None:
             work.owner = exchange.key.id

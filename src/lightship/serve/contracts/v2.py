@@ -15,7 +15,7 @@ import msgspec
 from lightship.errors import LightshipError, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.catalog import Catalog
-from lightship.serve.contracts.v2_codec import V2Codec, V2Request, V2Response
+from lightship.serve.contracts.v2_codec import V2Codec, V2Request
 from lightship.serve.contracts.v2_model import View, Views
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
@@ -102,7 +102,8 @@ class V2:
     def _new_door(self, exchange: Exchange) -> _Door:
         view = self._view(exchange)
         codec = next((door.codec for door in self._doors.values() if door.view is view), None)
-        codec = codec or V2Codec(view.inputs, view.outputs, json_bytes=self._json_bytes)
+        names = (view.name, view.model.version)
+        codec = codec or V2Codec(view.inputs, view.outputs, model=names, json_bytes=self._json_bytes)
         door = self._doors[exchange.head.path] = _Door(view, codec)
         return door
 
@@ -133,10 +134,8 @@ def _told(exchange: Exchange, request: V2Request, answer: Answer | None, error: 
         exchange.fail(error or Unavailable("The server is being stopped."))
         return
     door: _Door = exchange.admitted
-    view = door.view
     try:
-        response = V2Response(view.name, view.model.version, request.id, request.wanted)
-        exchange.answer(door.codec.write(response, view.results(answer)))
+        exchange.answer(door.codec.write(request, door.view.results(answer, request.wanted)))
     except LightshipError as exc:
         exchange.fail(exc)
 

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,7 +37,7 @@ from lightship.types import DTYPES, TensorSpec
 
 Buffer = bytes | memoryview
 
-__all__ = ["V2Codec", "V2Request", "V2Response", "Wanted"]
+__all__ = ["V2Codec", "V2Request", "Wanted"]
 
 _LENGTH_HEADER = "inference-header-content-length"
 _JSON, _BINARY = "application/json", "application/octet-stream"
@@ -53,15 +53,6 @@ _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
 _FLOATS = {"FP32", "FP64"}
 _NUMBERS = INTEGERS | _FLOATS
 _FORMATS: dict[str, Any] = {name: np.dtype(DTYPES[name]).char for name in (*_NUMBERS, "BOOL")}
-
-
-class V2Response(msgspec.Struct, frozen=True):
-    """What an answer says beside its tensors."""
-
-    model: str
-    version: str
-    id: str | None
-    wanted: tuple[Wanted, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +128,25 @@ class _AnswerFrame:
     headers: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, response: V2Response, tensors: Sequence[PackedTensor]) -> _AnswerFrame:
-        """Return the frame of an answer with such tensors."""
+    def of(cls, document: dict[str, object], request: V2Request, tensors: Sequence[PackedTensor]) -> _AnswerFrame:
+        """Return the frame of the answers to such a request, with such tensors; ``document`` stands before them."""
         described: list[dict[str, object]] = []
-        for wanted, tensor in zip(response.wanted, tensors, strict=True):
+        for wanted, tensor in zip(request.wanted, tensors, strict=True):
             entry: dict[str, object] = {"name": tensor.name, "datatype": tensor.dtype, "shape": tensor.shape}
             if wanted.binary:
                 entry["parameters"] = {"binary_data_size": len(tensor.data)}
             else:
                 entry["data"] = _VALUES
             described.append(entry)
-        document: dict[str, object] = {"model_name": response.model, "model_version": response.version}
-        if response.id is not None:
-            document["id"] = response.id
+        if request.id is not None:
+            document["id"] = request.id
         start = msgspec.json.encode(document)[:-1] + b',"outputs":['
         outputs = [msgspec.json.encode(entry) for entry in described]
-        if all(wanted.binary for wanted in response.wanted):
+        if all(wanted.binary for wanted in request.wanted):
             head = start + b",".join(outputs) + b"]}"
             return cls((), head, ((_LENGTH_HEADER, str(len(head))),))
         pieces = [start]
-        for index, (wanted, output) in enumerate(zip(response.wanted, outputs, strict=True)):
+        for index, (wanted, output) in enumerate(zip(request.wanted, outputs, strict=True)):
             # ``data`` is the last member, so its place is known, whatever the names hold.
             before, after = (output, b"") if wanted.binary else (output[: -len(_VALUES) - 3], b"}")
             pieces[-1] += (b"," if index else b"") + before
@@ -165,7 +155,8 @@ class _AnswerFrame:
         return cls(tuple(pieces), None, ())
 
 
-class _Answered(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Answered:
     """An answer with one output and no id that was written, and what such a one looks like again."""
 
     wanted: tuple[Wanted, ...]
@@ -179,10 +170,14 @@ class V2Codec:
 
     Args:
         inputs, outputs: of the model.
+        model: its name and version, as answers say them.
         json_bytes: JSON of one request.
     """
 
-    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, json_bytes: int) -> None:
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, model: tuple[str, str], json_bytes: int
+    ) -> None:
+        self._model = model
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._json_bytes = json_bytes
@@ -201,12 +196,19 @@ class V2Codec:
             TooLarge: too much JSON; the binary form has a larger limit.
             UnsupportedMedia: the content type is neither JSON nor binary tensors.
         """
-        text, tail = self._split_body(body, headers)
-        if text is None:
+        given = headers.get(_LENGTH_HEADER)
+        if given is None:
+            _check_media(headers)
+            return self._read_text(body, b"")
+        text, tail = self._split(body, given)
+        if not text:
             return _read_raw_form(tail, self._inputs, self._outputs)
-        layout = self._layouts.get(text) if tail else None
+        layout = self._layouts.get(text)
         if layout is not None and layout.size == len(tail):
             return layout.request(tail)
+        return self._read_text(text, tail)
+
+    def _read_text(self, text: bytes, tail: Buffer) -> V2Request:
         if len(text) > self._json_bytes:
             raise TooLarge(
                 f"The JSON of a request has at most {self._json_bytes} bytes (limit `json_bytes`). Got {len(text)}. "
@@ -220,17 +222,8 @@ class V2Codec:
         self._remember(reader, text, tail, request)
         return request
 
-    def _split_body(self, body: bytes, headers: Mapping[str, str]) -> tuple[bytes | None, Buffer]:
-        """Return the JSON part (``None``: the raw form, which has none) and the binary part."""
-        given = headers.get(_LENGTH_HEADER)
-        if given is None:
-            media = headers.get("content-type", _JSON)
-            if media != _JSON and (media := media.partition(";")[0].strip().lower()) != _JSON:
-                raise UnsupportedMedia(
-                    f"The content type must be {_JSON}, or {_BINARY} with the header {_LENGTH_HEADER}. "
-                    f"Got {media[:80]!r}."
-                )
-            return body, b""
+    def _split(self, body: bytes, given: str) -> tuple[bytes, Buffer]:
+        """Return the JSON part (empty in the raw form) and the binary part; ``given``: the header with the length."""
         length = self._lengths.get(given)
         if length is None:
             length = _remember(self._lengths, given, _number(given))
@@ -239,8 +232,6 @@ class V2Codec:
                 f"The header {_LENGTH_HEADER} must be a number of bytes from 0 to that of the body ({len(body)}). "
                 f"Got {given[:40]!r}."
             )
-        if length == 0:
-            return None, body
         return body[:length], body[length:] if len(body) <= _COPIED_BYTES else memoryview(body)[length:]
 
     def _remember(self, reader: RequestReader, text: bytes, tail: Buffer, request: V2Request) -> None:
@@ -264,35 +255,34 @@ class V2Codec:
         tensor = PackedTensor(frame.spec.name, frame.spec.dtype, frame.shape, array.tobytes())
         return V2Request(frame.id, (tensor,), frame.wanted, frame.timeout_us)
 
-    def write(self, response: V2Response, outputs: Mapping[str, PackedTensor]) -> Response:
-        """Write an answer with the outputs that were asked for.
+    def write(self, request: V2Request, tensors: Sequence[PackedTensor]) -> Response:
+        """Write the answer to a request: the outputs that it asked for, in that order.
 
         Raises:
             InvalidTensor: an output that was asked for in JSON has no JSON form: FP16, NaN, infinity, bytes that are
                 not UTF-8; or it is too long for JSON.
         """
         last = self._answer
-        if last is not None and last.wanted is response.wanted and response.id is None:
-            tensor = outputs[last.wanted[0].name]
+        if last is not None and last.wanted is request.wanted and request.id is None:
+            tensor = tensors[0]
             if len(tensor.data) == last.size and tensor.shape == last.shape:
                 frame = last.frame
                 if frame.head is not None:
                     return Response(200, (frame.head, tensor.data), _BINARY, frame.headers)
                 first, after = frame.pieces
                 return Response(200, (b"".join((first, msgspec.json.encode(_json_values(tensor)), after)),))
-        return self._write(response, outputs)
+        return self._write(request, tensors)
 
-    def _write(self, response: V2Response, outputs: Mapping[str, PackedTensor]) -> Response:
-        tensors = [outputs[wanted.name] for wanted in response.wanted]
-        key = (response.id, response.wanted, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
-        frame = self._answers.get(key) or self._new_answer(key, response, tensors)
+    def _write(self, request: V2Request, tensors: Sequence[PackedTensor]) -> Response:
+        key = (request.id, request.wanted, tuple([(tensor.shape, len(tensor.data)) for tensor in tensors]))
+        frame = self._answers.get(key) or self._new_answer(key, request, tensors)
         if frame.head is not None:
-            self._remember_answer(response, tensors, frame)
+            self._remember_answer(request, tensors, frame)
             return Response(200, (frame.head, *[tensor.data for tensor in tensors]), _BINARY, frame.headers)
-        self._refuse_long(response, tensors)
-        self._remember_answer(response, tensors, frame)
+        self._refuse_long(request, tensors)
+        self._remember_answer(request, tensors, frame)
         text, tail = [frame.pieces[0]], []
-        for tensor, wanted, piece in zip(tensors, response.wanted, frame.pieces[1:], strict=True):
+        for tensor, wanted, piece in zip(tensors, request.wanted, frame.pieces[1:], strict=True):
             if wanted.binary:
                 tail.append(tensor.data)
             else:
@@ -303,17 +293,18 @@ class V2Codec:
             return Response(200, (head,))
         return Response(200, (head, *tail), _BINARY, ((_LENGTH_HEADER, str(len(head))),))
 
-    def _new_answer(self, key: _AnswerKey, response: V2Response, tensors: list[PackedTensor]) -> _AnswerFrame:
-        frame = _AnswerFrame.of(response, tensors)
-        return frame if response.id is not None else _remember(self._answers, key, frame)
+    def _new_answer(self, key: _AnswerKey, request: V2Request, tensors: Sequence[PackedTensor]) -> _AnswerFrame:
+        name, version = self._model
+        frame = _AnswerFrame.of({"model_name": name, "model_version": version}, request, tensors)
+        return frame if request.id is not None else _remember(self._answers, key, frame)
 
-    def _remember_answer(self, response: V2Response, tensors: list[PackedTensor], frame: _AnswerFrame) -> None:
-        if len(tensors) == 1 and response.id is None:
-            self._answer = _Answered(response.wanted, tensors[0].shape, len(tensors[0].data), frame)
+    def _remember_answer(self, request: V2Request, tensors: Sequence[PackedTensor], frame: _AnswerFrame) -> None:
+        if len(tensors) == 1 and request.id is None:
+            self._answer = _Answered(request.wanted, tensors[0].shape, len(tensors[0].data), frame)
 
-    def _refuse_long(self, response: V2Response, tensors: list[PackedTensor]) -> None:
+    def _refuse_long(self, request: V2Request, tensors: Sequence[PackedTensor]) -> None:
         """Numbers are written as text while everybody else waits, so there are only so many."""
-        pairs = zip(tensors, response.wanted, strict=True)
+        pairs = zip(tensors, request.wanted, strict=True)
         values = sum(math.prod(tensor.shape) for tensor, wanted in pairs if not wanted.binary)
         if values > (most := self._json_bytes // _JSON_BYTES_A_VALUE):
             raise InvalidTensor(
@@ -349,6 +340,14 @@ def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
 def _not_json(error: Exception) -> InvalidInput:
     code = str(error).partition(":")[0]
     return InvalidInput(f"The request is not valid JSON{f' ({code})' if code.isupper() else ''}.")
+
+
+def _check_media(headers: Mapping[str, str]) -> None:
+    media = headers.get("content-type", _JSON)
+    if media != _JSON and (media := media.partition(";")[0].strip().lower()) != _JSON:
+        raise UnsupportedMedia(
+            f"The content type must be {_JSON}, or {_BINARY} with the header {_LENGTH_HEADER}. Got {media[:80]!r}."
+        )
 
 
 def _number(given: str) -> int:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from lightship.errors import LightshipError, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.catalog import Catalog
-from lightship.serve.contracts.v2_codec import V2Response
 from lightship.serve.contracts.v2_grpc_codec import GrpcCodec, parsed
 from lightship.serve.contracts.v2_grpc_messages import message_class
 from lightship.serve.contracts.v2_model import View, Views
@@ -133,8 +132,8 @@ class V2Grpc:
             work.owner = exchange.key.id
         del message, data  # the work holds what it needs, and lets go of it when it is done
         answer = await _done(view, work, told)
-        response = V2Response(view.name, view.model.version, request.id, request.wanted)
-        return self._codec.write(response, view.results(answer))
+        model = (view.name, view.model.version)
+        return self._codec.write(model, request, view.results(answer, request.wanted))
 
     def _view(self, exchange: Exchange, message: Any) -> View:
         view = self._views.find(message.name, message.version or None)

@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no types
 
 from lightship.errors import InvalidInput, InvalidTensor, TooLarge
-from lightship.serve.contracts.v2_codec import V2Request, V2Response, Wanted
+from lightship.serve.contracts.v2_codec import V2Request, Wanted
 from lightship.serve.contracts.v2_grpc_messages import message_class
 from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack, pack_bytes, unpack, unpack_bytes
 from lightship.types import DTYPES, TensorSpec
@@ -103,11 +103,11 @@ class GrpcCodec:
             timeout_us=timeout_us(message.parameters),
         )
 
-    def write(self, response: V2Response, outputs: Mapping[str, PackedTensor]) -> Any:
-        """Return a ``ModelInferResponse`` with the outputs that were asked for."""
-        message = self._response(model_name=response.model, model_version=response.version, id=response.id or "")
-        tensors = [outputs[wanted.name] for wanted in response.wanted]
-        raw = any(wanted.binary for wanted in response.wanted) or any(one.dtype not in _CONTENTS for one in tensors)
+    def write(self, model: tuple[str, str], request: V2Request, tensors: Sequence[PackedTensor]) -> Any:
+        """Return the ``ModelInferResponse`` of a model's name and version, with the outputs that were asked for."""
+        name, version = model
+        message = self._response(model_name=name, model_version=version, id=request.id or "")
+        raw = any(wanted.binary for wanted in request.wanted) or any(one.dtype not in _CONTENTS for one in tensors)
         if not raw and (values := sum(math.prod(one.shape) for one in tensors)) > (most := self._described_bytes // 4):
             raise InvalidTensor(
                 f"The answer has {values} values; typed contents take at most {most} (a sixteenth of the limit "

@@ -6,7 +6,7 @@ input ``raw``, one raw input (an image file) a row, and the outputs ``label``, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import msgspec
@@ -14,6 +14,7 @@ import numpy as np
 
 from lightship.errors import InvalidTensor, NotFound
 from lightship.serve.catalog import Catalog
+from lightship.serve.contracts.v2_reader import Wanted
 from lightship.serve.model import Answer, ServedModel, Told, Work
 from lightship.serve.tensors import PackedTensor, pack, unpack
 from lightship.types import Dim, TensorSpec
@@ -47,8 +48,8 @@ class View(Protocol):
             InvalidTensor: a shape that the model does not take.
         """
 
-    def results(self, answer: Answer) -> Mapping[str, PackedTensor]:
-        """Return the outputs by name."""
+    def results(self, answer: Answer, wanted: Sequence[Wanted]) -> Sequence[PackedTensor]:
+        """Return the outputs that were asked for, in that order."""
 
 
 class _Tensors:
@@ -70,7 +71,7 @@ class _Tensors:
         else:
             shapes, size = tuple([one.shape for one in inputs]), sum([len(one.data) for one in inputs])
         rows, key = self._shapes.get(shapes) or self._check(shapes, inputs)
-        return Work(rows=rows, deadline_s=deadline_s, done=done, inputs=inputs, key=key, size_bytes=size)
+        return Work(key, rows, size, deadline_s, done=done, inputs=inputs)
 
     def _check(self, shapes: _Shapes, inputs: tuple[PackedTensor, ...]) -> tuple[int, _Shapes]:
         """Return the number of rows, and the shapes of a row: requests that have these in common run together."""
@@ -80,10 +81,11 @@ class _Tensors:
         found = self._shapes[shapes] = (rows, tuple([shape[1:] for shape in shapes]))
         return found
 
-    def results(self, answer: Answer) -> Mapping[str, PackedTensor]:
+    def results(self, answer: Answer, wanted: Sequence[Wanted]) -> Sequence[PackedTensor]:
         if len(answer.outputs) == 1:
-            return {answer.outputs[0].name: answer.outputs[0]}
-        return {output.name: output for output in answer.outputs}
+            return answer.outputs
+        outputs = {output.name: output for output in answer.outputs}
+        return [outputs[one.name] for one in wanted]
 
 
 class _Raw:
@@ -107,18 +109,19 @@ class _Raw:
             raise InvalidTensor(f"The shape of input 'raw' must be [rows]. Got {list(inputs[0].shape)}.")
         raws = tuple(unpack(inputs[0]).tolist())
         size = sum([len(raw) for raw in raws])
-        return Work(rows=len(raws), deadline_s=deadline_s, done=done, raws=raws, size_bytes=size)
+        return Work("raw", len(raws), size, deadline_s, done=done, raws=raws)
 
-    def results(self, answer: Answer) -> Mapping[str, PackedTensor]:
+    def results(self, answer: Answer, wanted: Sequence[Wanted]) -> Sequence[PackedTensor]:
         answers = [msgspec.json.decode(text) for text in answer.answers]
         labels = np.array([one["label"] for one in answers], dtype=object)
         probability = np.array([one["probability"] for one in answers], dtype=np.float32)
         matrix = [[one["probabilities"][label] for label in self._labels] for one in answers]
-        return {
+        outputs = {
             "label": pack("label", "BYTES", labels),
             "probability": pack("probability", "FP32", probability),
             "probabilities": pack("probabilities", "FP32", np.array(matrix, dtype=np.float32)),
         }
+        return [outputs[one.name] for one in wanted]
 
 
 class Views:

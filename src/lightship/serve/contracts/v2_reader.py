@@ -10,6 +10,7 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -52,10 +53,12 @@ class V2Request(msgspec.Struct, frozen=True):
     timeout_us: int | None = None
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Slice:
     """Where a tensor lies in the binary part."""
 
-    spec: TensorSpec
+    name: str
+    dtype: str
     shape: tuple[int, ...]
     start: int
     stop: int
@@ -155,7 +158,7 @@ class RequestReader:
             raise InvalidTensor(
                 f"{at}.shape {list(shape)} of {spec.dtype} needs {count * ITEM_BYTES[spec.dtype]} bytes. Got {size}."
             )
-        piece = self.slices[spec.name] = Slice(spec, shape, start, self._at)
+        piece = self.slices[spec.name] = Slice(spec.name, spec.dtype, shape, start, self._at)
         return binary_tensor(piece, self._tail[start : self._at])
 
     def _json(
@@ -250,12 +253,12 @@ def binary_tensor(piece: Slice, data: Buffer) -> PackedTensor:
     Raises:
         InvalidTensor: says which element.
     """
-    spec = piece.spec
-    if spec.dtype == "BYTES":
-        unpack_bytes(data, math.prod(piece.shape), what=f"input {spec.name!r}")
-    elif spec.dtype == "BOOL" and data and max(data) > 1:
-        raise InvalidTensor(f"Input {spec.name!r}: a byte of BOOL must be 0 or 1. Got {max(data)}.")
-    return PackedTensor(spec.name, spec.dtype, piece.shape, data)
+    dtype = piece.dtype
+    if dtype == "BYTES":
+        unpack_bytes(data, math.prod(piece.shape), what=f"input {piece.name!r}")
+    elif dtype == "BOOL" and data and max(data) > 1:
+        raise InvalidTensor(f"Input {piece.name!r}: a byte of BOOL must be 0 or 1. Got {max(data)}.")
+    return PackedTensor(piece.name, dtype, piece.shape, data)
 
 
 def _parameters(value: Any, *, at: str) -> dict[str, object]:
