@@ -78,3 +78,22 @@ def test_graph_without_products_has_no_floor():
 
     assert floor_of(made, {"a": np.zeros((1, 4), np.float32)}, call_ms=1.0) is None
     assert onnx.load_from_string(made).graph.node[0].op_type == "Relu"
+
+
+def test_an_inner_tensor_of_unknown_rank_costs_nothing():
+    """Its shape stands nowhere: it is no scalar, and a search must not end for the estimate."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "sizes"], ["r"]),  # as many axes as another input says
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("sizes", TensorProto.INT64, ["axes"]),
+    ]
+    weight = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    made = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [weight])).SerializeToString()
+
+    work = work_of(made, {"x": np.ones((3, 4), np.float32), "sizes": np.array([3, 4])})
+
+    assert work.flop == 0

@@ -216,7 +216,7 @@ def test_rescue_of_what_needs_none_is_not_made(run):
 
     found = run(Int8Dynamic(), rescue)
 
-    assert found["rescue"].dropped == "not tried: int8-dynamic answers well enough"
+    assert found["rescue"].dropped == "not needed: int8-dynamic answers well enough"
     assert rescue.seen is None
 
 
@@ -226,7 +226,7 @@ def test_rescue_of_what_is_slow_is_not_made(run, reference):
 
     found = run(Giving("slow", graph=slower(reference)), rescue, settings=LATENCY)
 
-    assert re.match(r"not tried: it is no faster than slow, and that takes about [\d.]+ times", found["rescue"].dropped)
+    assert re.match(r"not needed: it is no faster than slow, and that takes about [\d.]+ times", found["rescue"].dropped)
     assert rescue.seen is None
 
 

@@ -138,7 +138,8 @@ def _shapes(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[st
     shapes = {each.name: tuple(each.dims) for each in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         sizes = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        if all(size > 0 for size in sizes):
+        # Without a shape the rank is not known either; a scalar has one of no sizes.
+        if value.type.tensor_type.HasField("shape") and all(size > 0 for size in sizes):
             shapes[value.name] = sizes
     return shapes
 

@@ -234,8 +234,8 @@ class _Search:
         if other is None:
             return ""
         if (cost := self._known.rough_cost(other)) > _NO_GAIN:
-            return f"not tried: it is no faster than {other.name}, and that takes {self._rough_words(cost)}"
-        return "" if other.dropped or not self._is_true(other) else f"not tried: {other.name} answers well enough"
+            return f"not needed: it is no faster than {other.name}, and that takes {self._rough_words(cost)}"
+        return "" if other.dropped or not self._is_true(other) else f"not needed: {other.name} answers well enough"
 
     def _is_true(self, candidate: Candidate) -> bool:
         """Return whether nothing seems lost on the selection rows."""
