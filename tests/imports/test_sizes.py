@@ -69,6 +69,30 @@ def test_a_size_that_was_baked_in_is_found():
     assert found.problem.startswith("seq 1 fails")
 
 
+def test_zeros_at_other_lengths_are_found():
+    """Right at the length that all rows have, and nothing at any other: no row would tell."""
+    size = [info("x", ["batch", "len", 4])], [info("y", ["batch", 4])]
+    mean = node("ReduceMean", ["x", "axis"], ["y"], keepdims=0)
+    only_six = [
+        node("ReduceMean", ["x", "axis"], ["m"], keepdims=0),
+        node("Shape", ["x"], ["s"], start=1, end=2),
+        node("Equal", ["s", "six"], ["is"]),
+        node("Cast", ["is"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["m", "f"], ["y"]),
+    ]
+    axis = {"axis": np.array([1])}
+    interface = Interface(
+        (TensorSpec("x", "FP32", ("batch", "len", 4)),), (TensorSpec("y", "FP32", ("batch", 4)),),
+        proven={"batch": (1, 8), "len": (1, 12)},
+    )  # fmt: skip
+    rows = [{"x": row} for row in np.random.default_rng(2).normal(size=(4, 6, 4)).astype(np.float32)]
+
+    found = _try(model(only_six, *size, {**axis, "six": np.array([6])}), model([mean], *size, axis), interface, rows)
+
+    assert found.problem.startswith("len 1 fails: its answers to drawn values are not the reference's")
+    assert _try(model([mean], *size, axis), model([mean], *size, axis), interface, rows).problem == ""
+
+
 def test_rows_that_change_each_other_are_found():
     """A scale taken from the whole batch, as dynamic quantization has it."""
     nodes = [

@@ -2,8 +2,9 @@
 
 The proven range of a release holds for whatever variant it runs. So a variant is tried at the sizes of the ladder
 between the ends of each range, at the ends, and at all the largest together; beside the reference, so that a size that
-drawn values do not reach is no fault of the variant. Rows are tried beside other rows: dynamic quantization takes its
-scale from the whole batch, and an answer then depends on what else came in.
+drawn values do not reach is no fault of the variant. Its answers there must not be quite other ones than the
+reference's. Rows are tried beside other rows: dynamic quantization takes its scale from the whole batch, and an answer
+then depends on what else came in.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ __all__ = ["Sizes", "try_sizes"]
 
 LADDER = (1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100, 128, 129, 256, 512)
 _FLOOR_ULPS = 64.0
+_OTHER = 0.5
+"""Distance of answers that have nothing to do with each other: zeros, another row's. int8 stays far below."""
+_ALIKE = 1 / 32
+"""Distance at the usual sizes up to which one at others tells something: drawn values are hard on int8."""
 _RUN_CPU_S = 10.0
 """CPU time of one run: at least twice what an import allows, as a busy machine costs some."""
 _BATCHES_CPU_S = 5.0
@@ -97,6 +102,7 @@ class _Sizes:
         self._start = self._sizes_of(self._rows[0])
         self._tried: list[Json] = []
         self._words: list[str] = []
+        self._usual: dict[str, tuple[float, float]] = {}
         self._runs = 0
         self._cpu_s = 0.0
 
@@ -213,8 +219,31 @@ class _Sizes:
                 return _first_sentence(exc)
             if self._cpu_s > _RUN_CPU_S * rows:
                 return f"it takes {self._cpu_s:.0f} s of CPU time"
-            return _problem_of(found, expected)
+            return _problem_of(found, expected) or self._estranged(found, expected, style)
         return ""  # nothing that can be drawn runs there: the reference was proven on other values
+
+    def _estranged(self, found: Tensors, expected: Tensors, style: str) -> str:
+        """Say that the answers have nothing to do with the reference's, though they have at the size of the rows."""
+        size, distance = _loudness(expected), _distance(found, expected)
+        if distance <= _OTHER:
+            return ""
+        usual_size, usual_distance = self._usual_of(style)
+        if usual_distance > _ALIKE or size < 1e-3 * usual_size:
+            return ""
+        return (
+            f"its answers to drawn values are not the reference's (distance {distance:.2f}, else {usual_distance:.2g})"
+        )
+
+    def _usual_of(self, style: str) -> tuple[float, float]:
+        """Return loudness and distance of the answers to drawn values at the size of the rows."""
+        if style not in self._usual:
+            drawn = draw(self._interface.inputs, {**self._start, BATCH: 1}, number=0, style=style)
+            try:
+                expected = self._run(self._reference, drawn)
+                self._usual[style] = _loudness(expected), _distance(self._run(self._variant, drawn), expected)
+            except LightshipError:
+                self._usual[style] = 0.0, float("inf")
+        return self._usual[style]
 
     # -- runs ---------------------------------------------------------------------------------------------------
 
@@ -262,6 +291,23 @@ def _problem_of(found: Tensors, expected: Tensors) -> str:
         if array.dtype.kind == "f" and (~np.isfinite(found[name]) & np.isfinite(array)).any():
             return f"{name!r} is NaN or infinite where the reference is not"
     return ""
+
+
+def _distance(found: Tensors, expected: Tensors) -> float:
+    """Return 1 - 2<a, b> / (|a|^2 + |b|^2) of the float output that is farthest off: 0 for the same, 1 for zeros."""
+    worst = 0.0
+    for name, array in expected.items():
+        if array.dtype.kind == "f":
+            a, b = (np.nan_to_num(each.astype(np.float64), posinf=0, neginf=0) for each in (array, found[name]))
+            power = float((a * a).sum() + (b * b).sum())
+            worst = max(worst, 1 - 2 * float((a * b).sum()) / power if power else 0.0)
+    return worst
+
+
+def _loudness(answers: Tensors) -> float:
+    """Return the root mean square of the quietest float output."""
+    floats = [np.nan_to_num(a.astype(np.float64), posinf=0, neginf=0) for a in answers.values() if a.dtype.kind == "f"]
+    return min((float(np.sqrt((array * array).mean())) for array in floats if array.size), default=0.0)
 
 
 def _scaled(row: Tensors, factor: float) -> Tensors:

@@ -21,7 +21,7 @@ from lightship.engine.machine import usable_cores
 from lightship.errors import InvalidInput, LightshipError, Refused
 from lightship.optimize.candidate import NOT_BEGUN, Candidate, Quality, Rows
 from lightship.optimize.front import with_front
-from lightship.optimize.ledger import Ledger
+from lightship.optimize.ledger import Interrupted, Ledger
 from lightship.optimize.maker import Maker, PassProcess
 from lightship.optimize.measurements import Measurements
 from lightship.optimize.objective import TIMED, Objective
@@ -120,7 +120,13 @@ def search(
     """
     with _scratch(folder) as scratch:
         progress.start("Measure the reference")
-        known = Measurements(reference, selection, settings, Ledger(folder), scratch)
+        try:
+            known = Measurements(reference, selection, settings, Ledger(folder), scratch)
+        except Interrupted as exc:
+            raise LightshipError(
+                f"The reference could not be measured: {exc}. Run it again on a machine that does less, or give rows "
+                "of smaller sizes."
+            ) from exc
         progress.done(f"{known.base_ms:.3g} ms a call")
         maker = maker or PassProcess(scratch, calibration)
         try:
