@@ -105,13 +105,24 @@ def test_rows_that_change_each_other_are_found():
         node("Round", ["r"], ["i"]),
         node("Div", ["i", "top"], ["y"]),
     ]
-    mixing = model(nodes, [info("x", ["N", 4])], [info("y", ["N", 2])], {"w": WEIGHT, "k": np.array(10, np.float32)})
+    weights = {"w": WEIGHT, "k": np.array(10, np.float32), "zero": np.array(0, np.int64), "ten": np.array(10, np.int64)}
+    tensors = [info("x", ["N", 4])], [info("y", ["N", 2])]
 
-    found = _try(mixing, linear(), TABLE, _rows(), tolerance=10.0)
+    found = _try(model(nodes, *tensors, weights), linear(), TABLE, _rows(), tolerance=1e-4)
 
     assert found.problem == ""
     assert found.mixed > 1e-3
     assert found.batch == 32
+
+    nodes[-1].output[0] = "right"
+    nodes += [
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "zero"], ["rows"]),
+        node("Less", ["rows", "ten"], ["few"]),
+        node("Cast", ["few"], ["kept"], to=TensorProto.FLOAT),
+        node("Mul", ["right", "kept"], ["y"]),
+    ]
+    assert _try(model(nodes, *tensors, weights), linear(), TABLE, _rows(), tolerance=1e-4).batch == 9
 
 
 def test_a_batch_that_gives_other_answers_ends_there():

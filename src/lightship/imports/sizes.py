@@ -113,7 +113,7 @@ class _Sizes:
             return self._result(f"not even one row can be run: {problem}", 1, 0.0)
         answers = [each for each in alone if not isinstance(each, str)]
         mixed = self._mixed() if most > 1 else 0.0
-        batch = self._batch(most, answers) if not mixed else self._batch_that_runs(most)
+        batch = self._batch(most, answers, self._rows if not mixed else self._rows[:1])
         problem = self._each_dimension() or self._all_at_their_largest(1 if mixed else batch)
         return self._result(problem, batch, mixed)
 
@@ -142,13 +142,16 @@ class _Sizes:
                     worst = max(worst, off)
         return worst
 
-    def _batch(self, most: int, alone: Sequence[Tensors]) -> int:
-        """Return the largest batch in which each row gets the answer that it gets alone."""
-        self._run(self._variant, _stack(self._rows[:1]) if self._batched else self._rows[0])
+    def _batch(self, most: int, alone: Sequence[Tensors], rows: Sequence[Tensors]) -> int:
+        """Return the largest batch in which each of these rows gets the answer that it gets alone.
+
+        Where rows are mixed, one row that fills the batch says the same: it stands beside nothing but itself.
+        """
+        self._run(self._variant, _stack(rows[:1]) if self._batched else rows[0])
         cheap = self._cpu_s * most * (most + 1) / 2 <= _BATCHES_CPU_S
         proven = 1
         for size in (size for size in range(2, most + 1) if cheap or size in LADDER or size == most):
-            why = self._batch_problem(size, alone)
+            why = self._batch_problem(size, alone[: len(rows)], rows)
             self._tried.append({"dimension": BATCH, "size": size, "problem": why or None})
             if why:
                 self._words.append(f"batches end at {proven} rows: {size} rows fail, {why}")
@@ -156,18 +159,8 @@ class _Sizes:
             proven = size
         return proven
 
-    def _batch_that_runs(self, most: int) -> int:
-        """Return the largest batch that can be run at all, whatever the rows do to each other."""
-        for size in (most, *(size for size in reversed(LADDER) if size < most)):
-            try:
-                self._run(self._variant, _stack([self._rows[i % len(self._rows)] for i in range(size)]))
-            except LightshipError:
-                continue
-            return size
-        return 1
-
-    def _batch_problem(self, size: int, alone: Sequence[Tensors]) -> str:
-        batch = [self._rows[index % len(self._rows)] for index in range(size)]
+    def _batch_problem(self, size: int, alone: Sequence[Tensors], rows: Sequence[Tensors]) -> str:
+        batch = [rows[index % len(rows)] for index in range(size)]
         try:
             together = self._run(self._variant, _stack(batch))
         except LightshipError as exc:
