@@ -34,7 +34,7 @@ def test_an_error_that_is_not_ours_is_ours_to_answer_for():
 
 def test_the_public_names_are_a_promise():
     """Adding or removing one is a decision, not an accident."""
-    assert sorted(lightship.__all__) == ["Model", "__version__", "import_model", "load", "ship"]
+    assert sorted(lightship.__all__) == ["Model", "__version__", "import_model", "load", "optimize_model", "ship"]
     assert all(hasattr(lightship, name) for name in lightship.__all__)
     assert re.fullmatch(r"\d+\.\d+\.\d+", lightship.__version__)
 

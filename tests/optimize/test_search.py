@@ -226,7 +226,9 @@ def test_rescue_of_what_is_slow_is_not_made(run, reference):
 
     found = run(Giving("slow", graph=slower(reference)), rescue, settings=LATENCY)
 
-    assert re.match(r"not needed: it is no faster than slow, and that takes about [\d.]+ times", found["rescue"].dropped)
+    assert re.match(
+        r"not needed: it is no faster than slow, and that takes about [\d.]+ times", found["rescue"].dropped
+    )
     assert rescue.seen is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,12 +115,13 @@ def test_user_without_a_name_can_release(unreleased, monkeypatch):
 def _recorder(folder: Path) -> None:
     """Install a pass that keeps what it was shown: a module and its entry point, as a stranger's package would."""
     (folder / "keeping_pass.py").write_text(
-        "SEEN = []\n"
+        "import numpy\n"
         "class Keeping:\n"
         "    name, precision, needs_calibration = 'keeping', 'fp32', True\n"
         "    lossless, default, engines = True, True, ('onnxruntime',)\n"
         "    def apply(self, graph, *, calibration):\n"
-        "        SEEN.extend(batch['image'] for batch in calibration)\n"
+        "        seen = numpy.concatenate([each['image'] for each in calibration])\n"
+        f"        numpy.save({str(folder / 'seen.npy')!r}, seen)\n"
         "        return graph\n"
     )
     info = folder / "keeping_pass-1.0.dist-info"
@@ -130,8 +132,6 @@ def _recorder(folder: Path) -> None:
 
 def test_calibration_sees_training_rows_only(site, tmp_path, monkeypatch):
     """A pass that asks for rows gets rows of the train part, and as many as the recipe says."""
-    import importlib
-
     import numpy as np
 
     from lightship.data.split import PARTS
@@ -142,6 +142,7 @@ def test_calibration_sees_training_rows_only(site, tmp_path, monkeypatch):
     plugins.mkdir()
     _recorder(plugins)
     monkeypatch.syspath_prepend(plugins)
+    monkeypatch.setenv("PYTHONPATH", str(plugins), prepend=os.pathsep)  # the process that makes variants
     recipe = site.write("keeping.toml", ('variant = "int8-static"', 'variant = "keeping"\ncalibration_rows = 70'))
     assert load_recipe(recipe).optimize.variant == "keeping"
     seen_by_stage: list[Prepared] = []
@@ -149,7 +150,7 @@ def test_calibration_sees_training_rows_only(site, tmp_path, monkeypatch):
 
     optimized = optimize(recipe, home=site.home)
 
-    rows = np.concatenate(importlib.import_module("keeping_pass").SEEN)
+    rows = np.load(plugins / "seen.npy")
     images = {part: {image.tobytes() for image in seen_by_stage[0].images(part)} for part in PARTS}
     assert [each.name for each in optimized.proposed] == ["keeping"]
     assert len(rows) == 70

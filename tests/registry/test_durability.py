@@ -57,7 +57,7 @@ def test_processes_that_release_at_once_get_consecutive_numbers(home, writers, p
     with open_database(home, read_only=True) as registry:
         assert registry.verify_history().ok
         assert [record.version for record in registry.versions("digits")] == numbers
-    assert {path.name for path in home.root.iterdir()} == {"registry.db", "registry.db.lock"}
+    assert {path.name for path in home.root.iterdir()} == {"registry.db", "registry.db.lock", "keys", "trust"}
 
 
 def test_threads_that_share_a_registry_get_consecutive_numbers(registry, digest):
