@@ -17,7 +17,7 @@ class SearchSettings:
 
     Attributes:
         objective: what a variant must be better at than the reference.
-        minutes: of the whole search; what is under way is finished, what was not begun is said.
+        minutes: of the whole search; a pass that takes too much of them is stopped, what was not begun is said.
         batch: rows in a call whose latency counts.
         batches: rows in a call that are tried for throughput; none beyond what the model was proven for.
         pairs: most interleaved timing pairs a process.
