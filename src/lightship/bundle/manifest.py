@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightship.bundle.digest import Digest
 from lightship.bundle.document import (
@@ -29,6 +29,9 @@ from lightship.bundle.paths import check_tree, take_path
 from lightship.data.files import canonical_json, sha256_hex
 from lightship.errors import BundleRefused
 from lightship.types import Interface, Json
+
+if TYPE_CHECKING:
+    from lightship.tasks.task import Task
 
 __all__ = [
     "FORMAT_VERSION",
@@ -76,6 +79,11 @@ class TaskRef:
     name: str
     codec_version: int
     config: Mapping[str, Json]
+
+    @classmethod
+    def of(cls, task: Task) -> TaskRef:
+        """Return a task as a bundle carries it."""
+        return cls(task.name, task.codec_version, task.config())
 
     @property
     def digest(self) -> str:

@@ -23,7 +23,7 @@ __all__ = ["optimize"]
 _REFERENCE = "reference"  # as in `bundle.manifest`, which a help text need not load
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _OF_A_NAME = (
-    *("data", "objective", "minutes", "passes", "label", "label_kind", "output", "accept_unproven"),
+    *("data", "objective", "minutes", "passes", "label", "label_kind", "output", "temperature", "accept_unproven"),
     *("min_cosine", "min_snr", "min_agreement", "max_broken", "min_explained", "min_accuracy", "margin"),
 )
 
@@ -78,6 +78,9 @@ def _passes(context: click.Context, parameter: click.Parameter, values: tuple[st
 @click.option("--label-kind", type=click.Choice(["classes", "tags", "numbers"]),
               help="What the labels are, where their dtype and shape do not tell.")  # fmt: skip
 @click.option("--output", metavar="NAME", help="The output that the labels are about, where that is not clear.")
+@click.option("--temperature", type=click.Choice(["report", "apply"]), default="report", show_default=True,
+              help="With classes of images: apply puts the temperature that calibrates into the new version, in place "
+              "of the one that it has.")  # fmt: skip
 @click.option(
     "--accept-unproven",
     is_flag=True,
@@ -100,7 +103,7 @@ def optimize(context: click.Context, /, target: str, as_json: bool, quiet: bool,
         given = [name for name in _OF_A_NAME if context.get_parameter_source(name) is not _default_source()]
         if given:
             raise click.UsageError(
-                f"--{given[0].replace('_', '-')} is for a released model; a recipe says this in its [optimize] section."
+                f"--{given[0].replace('_', '-')} is for a released model; a recipe says this in a section of its own."
             )
         _recipe(Path(target), as_json=as_json, quiet=quiet)
         return
@@ -253,7 +256,7 @@ def _reference_row(done: OptimizedRelease) -> _Row:
         quality=_quality(base.get("quality")),
         size=_size(base.get("size_bytes")),
         memory=_size(base.get("memory_bytes")),
-        why="chosen" if done.version is None else "",
+        why="chosen" if done.chosen == _REFERENCE else "",
         told=True,
     )
 

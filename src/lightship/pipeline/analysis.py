@@ -27,7 +27,7 @@ from lightship.tasks.image_classification import ImageClassification
 from lightship.tasks.image_header import read_header
 from lightship.tasks.task import Task, Tensors
 from lightship.types import Json, Verdict
-from lightship.validate.checks.calibration import check_calibration
+from lightship.validate.checks.calibration import check_calibration, temperature_in
 from lightship.validate.checks.errors import check_errors
 from lightship.validate.checks.slices import Judged, check_slice_harm, check_slices
 from lightship.validate.checks.values import check_values
@@ -107,10 +107,14 @@ class Analysis:
         reference: the reference as a variant.
         alpha: of each check.
         margin: of the gate; a smaller drop of a slice is no harm.
+        temperature: that the model has.
     """
 
-    def __init__(self, rows: AnalyzedRows, reference: Candidate, *, alpha: float, margin: float) -> None:
+    def __init__(
+        self, rows: AnalyzedRows, reference: Candidate, *, alpha: float, margin: float, temperature: float = 1.0
+    ) -> None:
         self._rows, self._reference, self._alpha, self._margin = rows, reference, alpha, margin
+        self._temperature = temperature
         self._logits: dict[tuple[str, str], np.ndarray] = {}
         self._known: dict[str, Features] = {}
 
@@ -160,21 +164,31 @@ class Analysis:
             selection=(self._answers("selection", variant), self._rows.truth("selection")),
             subjects=subjects,
             confidence=1 - self._alpha,
+            current=self._temperature,
         )
 
-    def errors(self, variant: Candidate, *, subjects: Mapping[str, str]) -> Evidence:
-        """The most frequent mistakes, and the worst rows."""
+    def errors(self, variant: Candidate, *, subjects: Mapping[str, str], temperature: float) -> Evidence:
+        """The most frequent mistakes, and the worst rows, as sure as a temperature makes the answers."""
         return check_errors(
-            self._answers("gate", variant),
+            self._answers("gate", variant) / temperature,
             self._rows.truth("gate"),
             labels=self._rows.labels,
             rows=self._rows.ids("gate"),
             subjects=subjects,
         )
 
-    def of(self, variant: Candidate, *, subjects: Mapping[str, str]) -> Sequence[Evidence]:
-        """What the variant gets wrong: its worst slices, its calibration, its errors."""
-        return tuple(check(variant, subjects=subjects) for check in (self.slices, self.calibration, self.errors))
+    def of(self, variant: Candidate, *, subjects: Mapping[str, str], calm: bool = False) -> Sequence[Evidence]:
+        """What the variant gets wrong: its worst slices, its calibration, its errors.
+
+        Args:
+            variant: that is analyzed.
+            subjects: it and the reference, with their SHA-256.
+            calm: the temperature that is fitted here will be applied.
+        """
+        calibration = self.calibration(variant, subjects=subjects)
+        temperature = float(temperature_in([calibration])) if calm else self._temperature
+        errors = self.errors(variant, subjects=subjects, temperature=temperature)
+        return (self.slices(variant, subjects=subjects), calibration, errors)
 
     def values(self, variant: Candidate, *, tolerance: float, batch: int, subjects: Mapping[str, str]) -> Evidence:
         """What odd values do, in batches as large as are proven."""

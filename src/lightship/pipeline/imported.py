@@ -194,7 +194,7 @@ def _load(folder: Path) -> Found:
 
 def _release(home: Home, name: str, source: SourceGraph, found: Found, *, accept_unproven: bool) -> Imported:
     task = TensorRows(found.interface.inputs, found.interface.outputs)
-    reference = TaskRef(task.name, task.codec_version, task.config())
+    reference = TaskRef.of(task)
     subjects = {REFERENCE: sha256_hex(source.graph), TASK_SUBJECT: reference.digest}
     evidence = evidence_of(found, audit=source.audit, facts=source.facts, subjects=subjects)
     policy = policy_named(STRUCTURAL)

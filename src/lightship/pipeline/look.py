@@ -21,7 +21,6 @@ from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
 from lightship.pipeline.stages.train import Trained, require_torch
 from lightship.tasks.image_classification import PIXEL_MAX
-from lightship.tasks.task import Task
 from lightship.types import Json, ValueRange, Verdict
 from lightship.validate.checks.accuracy import check_accuracy
 from lightship.validate.checks.data import check_data
@@ -35,12 +34,7 @@ from lightship.validate.judge import Candidate, Judgement, judge
 from lightship.validate.logits import labels_of
 from lightship.validate.looks import Speed, look_at_scores, require_finite_reference
 
-__all__ = ["Judged", "Look", "task_ref"]
-
-
-def task_ref(task: Task) -> TaskRef:
-    """Return a task as a bundle carries it; evidence names its digest."""
-    return TaskRef(task.name, task.codec_version, task.config())
+__all__ = ["Judged", "Look"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +70,7 @@ class Look:
         self._near_duplicates = near_duplicates(bench, prepared)
         self._float32, self._float64 = torch_outputs(trained.model.module(), self._images)
         self.tolerance = parity_tolerance(self._float32, self._float64)
-        task = {TASK_SUBJECT: task_ref(prepared.task).digest}
+        task = {TASK_SUBJECT: TaskRef.of(prepared.task).digest}
         reference = {"reference": sha256_hex(trained.reference)}
         base = Variant(REFERENCE, graph=trained.reference)
         self._reference = Judged(base, self._run(base), {**task, **reference})
@@ -242,7 +236,8 @@ class Look:
 
     def analysis(self, chosen: Judged) -> Sequence[Evidence]:
         """What the chosen variant gets wrong: its worst slices, its calibration, its errors."""
-        return self._analysis.of(chosen.variant, subjects=chosen.subjects)
+        calm = self._gate.temperature == "apply"
+        return self._analysis.of(chosen.variant, subjects=chosen.subjects, calm=calm)
 
     def search(self, judgement: Judgement, chosen: Judged) -> Evidence:
         """What was tried, how fast each variant is against the reference, and why each other one lost."""

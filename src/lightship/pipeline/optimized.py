@@ -12,11 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lightship.bundle.arrays import array_from_npy
-from lightship.bundle.manifest import REFERENCE, Manifest
+from lightship.bundle.manifest import REFERENCE, Manifest, TaskRef
 from lightship.bundle.statement import Evidence, summary_of
 from lightship.data.files import canonical_json, sha256_hex, write_atomic
 from lightship.data.home import Home
@@ -41,6 +42,7 @@ from lightship.pipeline.optimized_release import Passed, release_variant
 from lightship.pipeline.release_report import write_optimized_report
 from lightship.pipeline.row_labels import output_of
 from lightship.pipeline.search_evidence import search_evidence
+from lightship.pipeline.temperature import require_temperature, temperature_of, with_temperature
 from lightship.pipeline.variant_look import GateRows, Subject, VariantLook
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow
@@ -139,7 +141,13 @@ class _Asked:
     label: str
     label_kind: Kind | None
     output: str | None
+    temperature: str
     accept_unproven: bool
+
+    @property
+    def calm(self) -> bool:
+        """Whether the temperature goes into the release."""
+        return self.temperature == "apply"
 
 
 @dataclass(slots=True)
@@ -166,6 +174,7 @@ def optimize_model(
     label: str = LABEL,
     label_kind: str | None = None,
     output: str | None = None,
+    temperature: Literal["report", "apply"] = "report",
     accept_unproven: bool = False,
     home: Home | Path | str | None = None,
     progress: Progress | None = None,
@@ -185,6 +194,8 @@ def optimize_model(
         label: the array or column of labels.
         label_kind: ``classes``, ``tags`` or ``numbers``, where dtype and shape do not tell.
         output: the output that is judged by the labels, or holds the answer, where that is not clear.
+        temperature: ``apply`` puts the temperature that calibrates on selection rows into the new version, in place
+            of the one that the model has; the reference gets it too if nothing better passes. Of rows with classes.
         accept_unproven: let it become production if nothing is yet; the history says who accepted it.
         home: where registry and store are; by default what LIGHTSHIP_HOME names.
         progress: hears what is done.
@@ -197,11 +208,24 @@ def optimize_model(
     """
     where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
     asked = _asked(
-        objective, minutes, budget, min_accuracy, margin, passes, label, label_kind, output, data, accept_unproven
+        objective,
+        minutes,
+        budget,
+        min_accuracy,
+        margin,
+        passes,
+        label,
+        label_kind,
+        output,
+        temperature,
+        data,
+        accept_unproven,
     )
     progress = progress or Silent()
     progress.start("Verify the release")
     parent = _parent(where, reference)
+    if asked.calm:
+        require_temperature(parent.task)
     name, version = parent.release.resolved.name, parent.release.resolved.version
     progress.done(f"{name}:{version}")
     where.ensure()
@@ -220,6 +244,7 @@ def _asked(
     label: str,
     label_kind: str | None,
     output: str | None,
+    temperature: str,
     data: object,
     accept_unproven: bool,
 ) -> _Asked:
@@ -231,6 +256,10 @@ def _asked(
     kind = next((kind for kind in KINDS if kind == label_kind), None)
     if label_kind != kind:
         raise InvalidInput(f"`label_kind` must be one of {', '.join(KINDS)}. Got {label_kind!r}.")
+    if temperature not in ("report", "apply"):
+        raise InvalidInput(f"`temperature` must be 'report' or 'apply'. Got {temperature!r}.")
+    if data is None and temperature == "apply":
+        raise InvalidInput("A temperature is fitted on rows with classes. Give them with `--data`.")
     if data is None and (budget or min_accuracy is not None or margin is not None):
         raise InvalidInput("A budget is judged on rows. Give them with `--data`, or leave the budget out.")
     return _Asked(
@@ -243,6 +272,7 @@ def _asked(
         label=label,
         label_kind=kind,
         output=output,
+        temperature=temperature,
         accept_unproven=accept_unproven,
     )
 
@@ -324,6 +354,9 @@ class _Work:
             self._progress.start("Judge", len(looks))
             judgement = judge([Judged(each.candidate.name, each) for each in looks], alpha=ALPHA)
             self._progress.done(self._verdict(judgement))
+            about = judgement.evidence
+            if asked.calm and judgement.chosen == REFERENCE:
+                looks, about = self._reference_look(gate, found)
         finally:
             reference.close()
         chosen = next((each for each in looks if each.candidate.name == judgement.chosen), None)
@@ -333,8 +366,14 @@ class _Work:
             self._words.append("nothing that was tried is shown to be better than the reference")
         if chosen is None:
             return self._kept(found, judgement)
-        evidence = self._evidence(gate, found, judgement, chosen)
-        passed = self._passed(gate, judgement, evidence, chosen, found)
+        evidence = self._evidence(gate, found, judgement, chosen, about)
+        task = self._parent.manifest.task
+        if asked.calm:
+            task, evidence = with_temperature(self._parent.task, evidence)
+            self._words += [each.summary for each in evidence if each.check == "calibration"]
+            if chosen.candidate.name == REFERENCE and task.digest == self._parent.manifest.task.digest:
+                return self._kept(found, judgement)
+        passed = self._passed(gate, judgement, evidence, chosen, found, task)
         self._progress.start("Build and sign the bundle")
         registered, listed, signer = release_variant(
             self._home, self._parent.release, passed, accept_unproven=asked.accept_unproven
@@ -392,6 +431,9 @@ class _Work:
                 f"`--min-accuracy` is of classes, and {rows.labels.words}. Leave it out; `--margin` says what is too "
                 "much to lose."
             )
+        if asked.calm and not (rows.labels and rows.labels.scored):
+            what = rows.labels.words if rows.labels else f"{rows.source} has none"
+            raise InvalidInput(f"A temperature is fitted on classes whose scores the model gives; {what}.")
         if rows.labels:
             self._words.append(rows.labels.words)
         if not rows.parts.gate:
@@ -484,7 +526,7 @@ class _Work:
             return gate
         classes = GivenClasses(rows, parent.task)
         reference = Candidate(REFERENCE, graph=parent.subject.graph)
-        analysis = Analysis(classes, reference, alpha=ALPHA, margin=margin)
+        analysis = Analysis(classes, reference, alpha=ALPHA, margin=margin, temperature=temperature_of(parent.task))
         return replace(gate, classes=classes, analysis=analysis)
 
     def _looks(self, gate: GateRows | None, found: SearchResult) -> list[VariantLook]:
@@ -493,6 +535,21 @@ class _Work:
             for candidate in found.proposed
         ]
 
+    def _reference_look(
+        self, gate: GateRows | None, found: SearchResult
+    ) -> tuple[list[VariantLook], tuple[Evidence, ...]]:
+        """Return the look at the reference itself, which is to get a temperature, and what it found beside nothing."""
+        if self._parent.manifest.default != REFERENCE:
+            self._words.append(
+                f"no temperature was applied: nothing passed, and {self._parent.release.resolved.name}:"
+                f"{self._parent.release.resolved.version} runs {self._parent.manifest.default!r}, not its reference"
+            )
+            return [], ()
+        reference = Candidate(REFERENCE, graph=self._parent.subject.graph, precision="fp32")
+        look = VariantLook(self._parent.subject, reference, gate=gate, objective=found.objective, threads=self._threads)
+        evidence = look(ALPHA)
+        return [look], tuple(each for each in evidence if each.check in ("golden", "shapes", "values"))
+
     @staticmethod
     def _verdict(judgement: Judgement) -> str:
         if judgement.chosen != REFERENCE:
@@ -500,7 +557,12 @@ class _Work:
         return "the reference stays" + "".join(f"; {each.name}: {each.verdict}" for each in judgement.outcomes)
 
     def _evidence(
-        self, gate: GateRows | None, found: SearchResult, judgement: Judgement, chosen: VariantLook
+        self,
+        gate: GateRows | None,
+        found: SearchResult,
+        judgement: Judgement,
+        chosen: VariantLook,
+        looked: Sequence[Evidence],
     ) -> tuple[Evidence, ...]:
         subject = self._parent.subject
         about = subject.subjects(chosen.candidate)
@@ -512,14 +574,14 @@ class _Work:
             chosen=judgement.chosen,
             subjects=about,
         )
-        evidence = [*judgement.evidence, searched]
+        evidence = [*looked, searched]
         if gate is None:
             evidence.append(Evidence("fidelity", Verdict.UNPROVEN, about, _NOT_GIVEN, {}, {"reason": "no rows"}))
         else:
             evidence.append(gate.rows.evidence(subjects=subject.subjects(), looks=self._gate_looks))
         evidence.append(self._accuracy(chosen, about))
         if gate is not None and gate.analysis is not None:
-            evidence += gate.analysis.of(chosen.candidate, subjects=about)
+            evidence += gate.analysis.of(chosen.candidate, subjects=about, calm=self._asked.calm)
         return tuple(evidence)
 
     def _accuracy(self, chosen: VariantLook, about: Mapping[str, str]) -> Evidence:
@@ -562,12 +624,15 @@ class _Work:
         evidence: tuple[Evidence, ...],
         chosen: VariantLook,
         found: SearchResult,
+        task: TaskRef,
     ) -> Passed:
         """Return what is released, and under which policy. The gate has the last word, on the evidence alone."""
         asked = self._asked
         accuracy = next(each for each in evidence if each.check == "accuracy")
         proven = asked.min_accuracy is not None and accuracy.verdict is Verdict.PASSED
         policy = self._policy(gate, alpha=judgement.alpha, speed=chosen.speed.asked, proven=proven)
+        if chosen.candidate.name == REFERENCE:
+            policy = policy.for_reference()
         require(apply_policy(policy, evidence), what=f"{self._parent.release.resolved.name} ({chosen.candidate.name})")
         if asked.min_accuracy is not None and not proven:
             self._words.append(f"the release is structural: {accuracy.summary}")
@@ -582,6 +647,7 @@ class _Work:
             policy=policy,
             status="passed" if proven else "structural",
             lineage=self._lineage(gate.rows if gate else None, chosen.candidate, found),
+            task=task,
         )
 
     def _policy(self, gate: GateRows | None, *, alpha: float, speed: bool, proven: bool) -> Policy:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lightship.bundle.build import build_bundle
-from lightship.bundle.manifest import REFERENCE, Golden, Manifest, Variant
+from lightship.bundle.manifest import REFERENCE, Golden, Manifest, TaskRef, Variant
 from lightship.bundle.statement import TASK_SUBJECT, Evidence, read_evidence
 from lightship.bundle.store import BlobStore
 from lightship.data.home import Home
 from lightship.optimize.candidate import Candidate
 from lightship.pipeline.golden_answers import VariantGolden, recorded
 from lightship.pipeline.signed_release import SignedRelease
+from lightship.pipeline.temperature import about_task
 from lightship.registry.records import EvidenceRow, Registered
 from lightship.registry.releases import VerifiedRelease
 from lightship.tasks.tensors import BATCH
@@ -43,6 +44,7 @@ class Passed:
         policy: that was applied.
         status: of the release.
         lineage: where the variant comes from.
+        task: as the parent has it, or with another temperature.
     """
 
     candidate: Candidate
@@ -54,6 +56,7 @@ class Passed:
     policy: Policy
     status: str
     lineage: Mapping[str, Json]
+    task: TaskRef
 
 
 def release_variant(
@@ -90,19 +93,23 @@ def _bundle(store: BlobStore, parent: VerifiedRelease, passed: Passed) -> Manife
     kept = {reference.graph, *reference.files, *theirs.golden.inputs, *expected.outputs.values()}
     kept |= {entry.path for entry in theirs.files if entry.path.startswith("assets/")}
     contents = {path: parent.bundle.read(path) for path in sorted(kept)}
-    graph = reference.graph
-    if candidate.graph != contents[reference.graph]:
-        graph = f"variants/{candidate.name}/model.onnx"
-        contents[graph] = candidate.graph
-    variant = Variant(candidate.name, candidate.engine, graph, candidate.precision, options=candidate.options)
-    answered = recorded(candidate.name, passed.golden.answers, passed.tolerance, contents=contents)
+    variants, answers = [reference], {REFERENCE: expected}
+    if candidate.name != REFERENCE:
+        graph = reference.graph
+        if candidate.graph != contents[reference.graph]:
+            graph = f"variants/{candidate.name}/model.onnx"
+            contents[graph] = candidate.graph
+        variants.append(
+            Variant(candidate.name, candidate.engine, graph, candidate.precision, options=candidate.options)
+        )
+        answers[candidate.name] = recorded(candidate.name, passed.golden.answers, passed.tolerance, contents=contents)
     return build_bundle(
         store,
-        task=theirs.task,
+        task=passed.task,
         interface=replace(_interface(theirs.interface, passed.batch), values=passed.values),
-        variants=[reference, variant],
+        variants=variants,
         default=candidate.name,
-        golden=Golden(theirs.golden.inputs, {REFERENCE: expected, candidate.name: answered}),
+        golden=Golden(theirs.golden.inputs, answers),
         lineage=passed.lineage,
         contents=contents,
     )
@@ -119,16 +126,23 @@ def _interface(theirs: Interface, batch: int) -> Interface:
 def _carried(
     release: SignedRelease, parent: VerifiedRelease, manifest: Manifest, *, had: set[str]
 ) -> list[EvidenceRow]:
-    """Return the parent's evidence that is as true of the new bundle: all that it speaks of is in there."""
-    files = {entry.sha256 for entry in manifest.files}
+    """Return the parent's evidence that is as true of the new bundle: all that it speaks of is in there.
+
+    What speaks of the parent's task is said again of one with another temperature, which changes nothing of it.
+    """
+    files, theirs = {entry.sha256 for entry in manifest.files}, parent.bundle.manifest.task.digest
     rows = []
     for found in parent.verification.evidence:
         if found.check not in _STAYS_TRUE or found.check in had or not found.listed:
             continue
-        subjects = read_evidence(release.store.get(found.digest), trust=release.trust).evidence.subjects
-        if all(
-            digest == manifest.task.digest if name == TASK_SUBJECT else digest in files
-            for name, digest in subjects.items()
+        evidence = read_evidence(release.store.get(found.digest), trust=release.trust).evidence
+        if not all(
+            digest == theirs if name == TASK_SUBJECT else digest in files for name, digest in evidence.subjects.items()
         ):
+            continue
+        if evidence.subjects.get(TASK_SUBJECT, manifest.task.digest) == manifest.task.digest:
             rows.append(EvidenceRow(found.check, found.verdict, found.summary, found.digest))
+            continue
+        again = about_task(evidence, manifest.task)
+        rows += release.sign([replace(again, method={**again.method, "said_before": found.digest})])
     return rows

@@ -7,7 +7,7 @@ Without rows there is one look left: a variant that should lose nothing must ans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class GateRows:
 
     Attributes:
         rows: in their parts.
-        budget: what answers must keep of the reference's; None asks that of rows without labels only.
+        budget: what answers must keep of the reference's; None asks that, by default, of what no labels judge.
         margin: what is too much to lose, of labeled rows.
         alpha: of harm, and of the analysis: the whole, no share.
         classes: the same rows as an analysis takes them, if they have classes and scores.
@@ -164,6 +164,14 @@ class VariantLook:
             "reference_batch": found.reference_batch,
         }
         return Speed(asked=len(self._objective.weights) == 1 and bool(timed), timing=found.timing, setup=setup)
+
+    @property
+    def budget(self) -> FidelityBudget | None:
+        """What answers must keep of the reference's; None where there is nothing but labels to judge them by."""
+        if self._gate is None:
+            return None
+        labels = self._gate.rows.labels
+        return self._gate.budget or (FidelityBudget() if labels is None or self._unlabeled(labels) else None)
 
     # -- sizes --------------------------------------------------------------------------------------------------
 
@@ -292,18 +300,18 @@ class VariantLook:
         look = look_at_fidelity(
             self.candidate.name,
             meter,
-            budget=gate.budget or FidelityBudget(),
+            budget=self.budget or FidelityBudget(),
             subjects=self._subjects,
             speed=self.speed,
         )
         return look(alpha)
 
     def _labeled(self, runner: Runner, gate: GateRows, labels: RowLabels, alpha: float) -> Sequence[Evidence]:
-        meter, rows, name = FidelityMeter(), gate.rows, self.candidate.name
-        answers = answers_to_labels(labels)
+        rows, name, unlabeled = gate.rows, self.candidate.name, self._unlabeled(labels)
+        meter, answers = FidelityMeter(unlabeled), answers_to_labels(labels)
         for indices, inputs, expected in rows.answered("gate", self._gate_batch()):
             found = rows.as_rows(runner.run(inputs))
-            if gate.budget is not None:
+            if unlabeled:
                 meter.add(expected, found)
             answers.add(indices, rows.truth(indices), expected[labels.output], found[labels.output])
         rows.require_usable()
@@ -315,10 +323,16 @@ class VariantLook:
             evidence = gate.analysis.look(self.candidate, look, subjects=subjects)(alpha)
         else:
             evidence = explained(look(alpha), self._divergence)
-        if gate.budget is None:
+        if self.budget is None:
             return evidence
-        faithful = look_at_fidelity(name, meter, budget=gate.budget, subjects=subjects)
-        return (*evidence, *explained(faithful(alpha), self._divergence))
+        faithful = look_at_fidelity(name, meter, budget=self.budget, subjects=subjects)(alpha)
+        of = f"{faithful[0].summary} (of {', '.join(unlabeled)})"
+        return (*evidence, *explained((replace(faithful[0], summary=summary_of(of)),), self._divergence))
+
+    def _unlabeled(self, labels: RowLabels) -> list[str]:
+        """Return the outputs that must stay the reference's: those that no labels judge, and all if that was asked."""
+        outputs = [spec.name for spec in self._subject.interface.outputs]
+        return [name for name in outputs if (self._gate and self._gate.budget) or name != labels.output]
 
     def _note(self, runner: Runner, answers: ScoredClasses, classes: GivenClasses, analysis: Analysis) -> None:
         """Give the analysis what is known: it would run rows in batches, which may change the answers."""

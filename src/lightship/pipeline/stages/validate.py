@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,20 +14,20 @@ import numpy as np
 
 from lightship.bundle.arrays import array_from_npy, npy_from_array
 from lightship.bundle.manifest import REFERENCE, TaskRef
-from lightship.bundle.statement import TASK_SUBJECT, Evidence
+from lightship.bundle.statement import Evidence
 from lightship.data.files import sha256_hex
 from lightship.errors import GateRefused
 from lightship.optimize.candidate import Candidate
 from lightship.pipeline.bench import Bench, settings_json
 from lightship.pipeline.cache import Finished, code_digest, library_versions
-from lightship.pipeline.look import Look, task_ref
+from lightship.pipeline.look import Look
 from lightship.pipeline.stages.optimize import Optimized
 from lightship.pipeline.stages.prepare import Prepared
 from lightship.pipeline.stages.train import Trained
+from lightship.pipeline.temperature import with_temperature
 from lightship.registry.database import open_database
 from lightship.tasks.image_classification import ImageClassification
 from lightship.types import Json, ValueRange, Verdict
-from lightship.validate.checks.calibration import applied, temperature_in
 from lightship.validate.checks.shapes import proven_batch
 from lightship.validate.gate import Decision, apply_policy
 from lightship.validate.judge import Outcome
@@ -138,7 +138,7 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
             "must_pass": optimized.must_pass,
             "code": code_digest(
                 *("validate", "engine", "tasks", "pipeline/look.py", "pipeline/analysis.py"),
-                *("pipeline/search_evidence.py", "pipeline/stages/validate.py"),
+                *("pipeline/search_evidence.py", "pipeline/stages/validate.py", "pipeline/temperature.py"),
             ),
             "libraries": library_versions("onnxruntime", "numpy"),
         },
@@ -150,7 +150,7 @@ def validate(bench: Bench, prepared: Prepared, trained: Trained, optimized: Opti
         decision=_decision(found["decision"]),
         chosen=found["chosen"],
         variant=Candidate.from_json(found["variant"], b""),
-        task=task_ref(ImageClassification.from_config(found["task"])),
+        task=TaskRef.of(ImageClassification.from_config(found["task"])),
         policy=found["policy"],
         evidence=tuple(_evidence(each) for each in found["evidence"]),
         outcomes=tuple(Outcome(o["name"], Verdict(o["verdict"]), o["reason"]) for o in found["outcomes"]),
@@ -192,10 +192,9 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
         look.search(judgement, chosen),
         *look.evidence_about(judgement, chosen),
     )
-    task = prepared.task
+    task = TaskRef.of(prepared.task)
     if bench.recipe.gate.temperature == "apply":
-        task = replace(task, temperature=temperature_in(evidence))
-        evidence = tuple(_of_task(each, task_ref(task)) for each in evidence)
+        task, evidence = with_temperature(prepared.task, evidence)
     policy = look.policy(judgement, chosen)
     decision = apply_policy(policy, evidence)
     bench.progress.done(f"{chosen.name}: {decision.verdict}")
@@ -213,21 +212,12 @@ def _work(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimiz
         "outcomes": [{"name": o.name, "verdict": o.verdict, "reason": o.reason} for o in judgement.outcomes],
         "proven_batch": proven_batch(shapes) if shapes.verdict is Verdict.PASSED else (1, 1),
         "proven_values": {name: asdict(proven) for name, proven in look.proven_values(values).items()},
-        "task": task.config(),
+        "task": dict(task.config),
         "tolerance": look.tolerance,
         "gate_looks": looks,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (folder / "validated.json").write_text(json.dumps(found, indent=1))
-
-
-def _of_task(evidence: Evidence, task: TaskRef) -> Evidence:
-    """Return evidence that speaks of a task with the temperature.
-
-    It is as true of that one: a temperature changes neither tensors nor logits nor which class comes first.
-    """
-    evidence = replace(evidence, subjects={**evidence.subjects, TASK_SUBJECT: task.digest})
-    return applied(evidence) if evidence.check == "calibration" else evidence
 
 
 def _count_look(bench: Bench, prepared: Prepared, trained: Trained, optimized: Optimized) -> int:

@@ -26,6 +26,7 @@ def check_calibration(
     selection: tuple[np.ndarray, np.ndarray] | None,
     subjects: Mapping[str, str],
     confidence: float = 0.95,
+    current: float = 1.0,
 ) -> Evidence:
     """Measure calibration on the gate rows, and what a temperature that was fitted on selection rows would change.
 
@@ -37,6 +38,7 @@ def check_calibration(
         selection: logits and classes of the selection rows; ``None`` fits no temperature.
         subjects: what was judged, with its SHA-256.
         confidence: of all intervals.
+        current: the temperature that the model has. Another one takes its place.
     """
     broken = [*nonfinite_rows(logits), *(nonfinite_rows(selection[0]) if selection else ())]
     if broken or not len(truth):
@@ -48,14 +50,17 @@ def check_calibration(
             measured={"rows": len(truth)},
             method={"confidence": confidence},
         )
-    before, after, temperature, better = calibration(logits, truth, confidence=confidence), None, None, None
+    before = calibration(logits, truth, temperature=current, confidence=confidence)
+    after, temperature, better = None, None, None
     if selection is not None and len(selection[1]):
         temperature = fit_temperature(*selection)
         after = calibration(logits, truth, temperature=temperature, confidence=confidence)
-        better = improvement(logits, truth, temperature=temperature, confidence=confidence)
+        better = improvement(logits / current, truth, temperature=temperature / current, confidence=confidence)
     helps = better is not None and better[0].low > 0
     ece = before.ece
     summary = f"Calibration error {ece.estimate:.4f} ({ece.low:.4f} to {ece.high:.4f}) on {len(truth)} gate rows"
+    if current != 1:
+        summary += f" with its temperature of {current:.3g}"
     if after is not None and better is not None:
         shown = "" if helps else ", a gain that is not shown"
         summary += f"; a temperature of {temperature:.3g} {_WOULD} it {after.ece.estimate:.4f}{shown}"
@@ -69,6 +74,7 @@ def check_calibration(
             "selection_rows": len(selection[1]) if selection is not None else 0,
             "before": before.to_json(),
             "after": after.to_json() if after else None,
+            "current": current,
             "temperature": temperature,
             "improvement": {"nll": better[0].to_json(), "brier": better[1].to_json()} if better else None,
             "helps": helps,
@@ -94,7 +100,7 @@ def temperature_in(evidence: Sequence[Evidence]) -> str:
     if not isinstance(found, int | float):
         raise InvalidInput(
             "There is no temperature to apply: it needs a model that gives probabilities of classes, and selection "
-            "rows with labels and finite answers. Set `gate.temperature` to 'report'."
+            "rows with labels and finite answers. Leave it at 'report'."
         )
     return f"{found:.4f}".rstrip("0").rstrip(".")
 
