@@ -66,9 +66,9 @@ TOLD = {
     "one row at a time": "labels are classes, judged by the output 'y'",
 }
 CHECKS = {
-    "one number": {"noninferiority"},
-    "numbers": {"noninferiority"},
-    "tags": {"noninferiority"},
+    "one number": {"noninferiority", "slice_harm", "slices", "errors"},
+    "numbers": {"noninferiority", "slice_harm", "slices", "errors"},
+    "tags": {"noninferiority", "slice_harm", "slices", "errors"},
     "one probability": {
         "noninferiority",
         "probabilities",
@@ -78,7 +78,7 @@ CHECKS = {
         "calibration",
         "errors",
     },
-    "classes without scores": {"noninferiority", "class_harm"},
+    "classes without scores": {"noninferiority", "class_harm", "slice_harm", "slices"},
     "one row at a time": {
         *("noninferiority", "probabilities", "class_harm", "slice_harm", "slices", "calibration", "errors")
     },
@@ -123,6 +123,21 @@ def test_no_wrecked_variant_of_any_kind_passes(optimize, kind):
         assert outcome.verdict == "failed", (wreck.__name__, outcome.reason)
         layer = "first" if wreck is labeled.noise else "second"
         assert f"the first layer to go wrong is '{layer}'" in outcome.reason, (wreck.__name__, outcome.reason)
+
+
+@pytest.mark.parametrize(("kind", "off", "margin"), [("numbers", 0.15, 0.1), ("tags", 40.0, 0.1)])
+def test_a_variant_that_is_as_good_on_average_and_wrecks_one_slice_is_refused(optimize, kind, off, margin):
+    """Rows with a bright third pixel get other answers: few enough for the mean, and named by what they share."""
+    made = labeled.KINDS[kind]()
+
+    done = optimize(kind, models.edited(made.graph(), labeled.moved_where_bright(off)), margin=margin)
+
+    assert done.version is None
+    (outcome,) = done.outcomes
+    verdicts = {each.check: str(each.verdict) for each in outcome.evidence}
+    assert (verdicts["noninferiority"], verdicts["slice_harm"]) == ("passed", "failed"), outcome.reason
+    assert outcome.reason.startswith("The slice x[2] >= 0."), outcome.reason
+    assert optimize(kind, made.graph(labeled.rounded), margin=margin).version == 2
 
 
 @pytest.mark.parametrize("kind", ["one probability", "classes without scores", "one row at a time"])

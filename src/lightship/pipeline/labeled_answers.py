@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Protocol
 
@@ -11,11 +11,8 @@ import numpy as np
 
 from lightship.bundle.statement import Evidence
 from lightship.errors import InvalidInput
-from lightship.optimize.candidate import Candidate
-from lightship.pipeline.analysis import features_of
 from lightship.pipeline.given_rows import GivenRows
 from lightship.pipeline.row_labels import RowLabels
-from lightship.tasks.task import Task, Tensors
 from lightship.types import Interval, Verdict
 from lightship.validate.checks.accuracy import check_accuracy
 from lightship.validate.judge import Look
@@ -23,16 +20,15 @@ from lightship.validate.logits import labels_of
 from lightship.validate.looks import Speed, look_at_classes, look_at_losses, look_at_scores, require_finite_reference
 from lightship.validate.meters import Kind, NumberMeter, TagMeter, class_scores, tags_of
 from lightship.validate.paired_losses import PairedNumbers, PairedTags
-from lightship.validate.slices import Features
+from lightship.validate.row_losses import RowLosses
 from lightship.validate.statistics import wilson
 
-__all__ = ["MARGINS", "GivenClasses", "LabeledAnswers", "answers_to_labels", "require_fitting", "scores_as_logits"]
+__all__ = ["MARGINS", "LabeledAnswers", "ScoredClasses", "answers_to_labels", "require_fitting", "scores_as_logits"]
 
 MARGINS: Mapping[Kind, float] = {"classes": 0.01, "tags": 0.01, "numbers": 0.02}
 """What is too much to lose, unless somebody says otherwise: of accuracy, of right tags, and how much larger errors."""
 
 _BATCH = 32
-_TABLE = 64
 
 
 class LabeledAnswers(Protocol):
@@ -137,6 +133,15 @@ class PlainClasses(_Collected):
             truth, variant, labels=names, min_accuracy=min_accuracy, subjects=subjects, confidence=confidence
         )
 
+    @property
+    def losses(self) -> tuple[RowLosses, RowLosses]:
+        """Which rows the reference and the variant have wrong."""
+        truth, *both = self._all()
+        losses = RowLosses("classes"), RowLosses("classes")
+        for found, answers in zip(losses, both, strict=True):
+            found.add(range(len(truth)), truth, answers)
+        return losses
+
     def _places(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Sequence[str]]:
         """Return all three as places among the classes that occur: a wrecked graph may answer any number."""
         truth, reference, variant = (each.reshape(len(each)).astype(np.int64) for each in self._all())
@@ -146,22 +151,27 @@ class PlainClasses(_Collected):
 
 
 class Values:
-    """Numbers or tags; nothing is kept but sums."""
+    """Numbers or tags; sums are kept, the loss of each row, and short answers."""
 
     def __init__(self, kind: Kind) -> None:
-        self._losses = PairedNumbers() if kind == "numbers" else PairedTags()
+        self.losses = RowLosses(kind), RowLosses(kind)
+        """Of the reference and of the variant."""
+        self._sums = PairedNumbers() if kind == "numbers" else PairedTags()
         self._meter = NumberMeter() if kind == "numbers" else TagMeter()
 
     def add(self, rows: Sequence[int], truth: np.ndarray, reference: np.ndarray, variant: np.ndarray) -> None:
         """Take a batch: which rows, their labels, and what both answer."""
-        del rows  # sums have no order
-        self._losses.add(truth, reference, variant)
+        self._sums.add(truth, reference, variant)
         self._meter.add(truth, variant)
+        base, own = self.losses
+        base.add(rows, truth, reference)
+        own.shares = base.shares  # what scores are is the reference's to say
+        own.add(rows, truth, variant)
 
     def look(self, name: str, *, margin: float, harm_alpha: float, subjects: Mapping[str, str], speed: Speed) -> Look:
         """Return the look at the errors of both."""
         del harm_alpha  # there are no classes
-        return look_at_losses(name, self._losses, margin=margin, subjects=subjects, speed=speed)
+        return look_at_losses(name, self._sums, margin=margin, subjects=subjects, speed=speed)
 
     def quality(self, *, min_accuracy: float, confidence: float, subjects: Mapping[str, str]) -> Evidence:
         """Return the errors: figures, as there is no limit that they could be held against."""
@@ -199,65 +209,6 @@ def scores_as_logits(answers: np.ndarray) -> np.ndarray:
         return scores
     with np.errstate(invalid="ignore"):
         return np.where(finite[:, None], np.log(np.maximum(scores.astype(np.float64), 1e-30)), scores)
-
-
-class GivenClasses:
-    """Given rows with classes and scores, as an analysis takes them."""
-
-    def __init__(self, rows: GivenRows, task: Task) -> None:
-        self._rows, self._task = rows, task
-        self.labels: Sequence[str] = rows.labels.names if rows.labels else ()
-
-    def truth(self, part: str) -> np.ndarray:
-        """Return the classes of the rows, int64."""
-        return self._rows.truth(self._order(part))
-
-    def ids(self, part: str) -> Sequence[str]:
-        """Return what people call the rows."""
-        return [self._rows.name(row) for row in self._order(part)]
-
-    def features(self, part: str) -> Features:
-        """Return what is known of the rows without their labels."""
-        columns = self._columns(part)
-        if part == "selection":
-            return Features(columns)
-        # Rows of other sizes may have other columns; slices are told by those of the rows that they were found on.
-        there = self._columns("selection")
-        nothing = np.zeros(len(self._order(part)))
-        return Features({name: columns.get(name, nothing) for name in there})
-
-    def _columns(self, part: str) -> dict[str, np.ndarray]:
-        order = {row: place for place, row in enumerate(self._order(part))}
-        columns: dict[str, np.ndarray] = {}
-        for rows, inputs in self._rows.tables(part, _TABLE):
-            places = [order[row] for row in rows]
-            for name, values in features_of(self._task, inputs).numbers.items():
-                columns.setdefault(name, np.zeros(len(order)))[places] = values
-        return columns
-
-    def scores(self, part: str, variant: Candidate) -> np.ndarray:
-        """Return what a variant answers: logits, (rows, classes)."""
-        runner = variant.runner(batched=self._rows.batched, limited=True)
-        try:
-            return self.logits(part, runner.run, _BATCH)
-        finally:
-            runner.close()
-
-    def logits(self, part: str, run: Callable[[Tensors], Tensors], size: int) -> np.ndarray:
-        """Return what ``run`` answers, in batches of at most so many rows."""
-        order: list[int] = []
-        found = []
-        for rows, inputs in self._rows.inputs(part, size):
-            order += rows
-            found.append(self._rows.as_rows(run(inputs))[self._rows.output])
-        return scores_as_logits(np.concatenate(found)[np.argsort(order)])
-
-    def few(self) -> Tensors:
-        """Return some selection rows of one shape, first axis rows."""
-        return self._rows.few()
-
-    def _order(self, part: str) -> list[int]:
-        return sorted(self._rows.usable(part))
 
 
 def require_fitting(rows: GivenRows, *, alpha: float) -> None:

@@ -37,12 +37,14 @@ from lightship.pipeline.analysis import Analysis
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
 from lightship.pipeline.given_rows import GivenRows
 from lightship.pipeline.golden_answers import answers_to
-from lightship.pipeline.labeled_answers import MARGINS, GivenClasses, require_fitting
+from lightship.pipeline.labeled_answers import MARGINS, require_fitting
+from lightship.pipeline.labeled_rows import GivenClasses, GivenValues
 from lightship.pipeline.optimized_release import Passed, release_variant
 from lightship.pipeline.release_report import write_optimized_report
 from lightship.pipeline.row_labels import output_of
 from lightship.pipeline.search_evidence import search_evidence
 from lightship.pipeline.temperature import require_temperature, temperature_of, with_temperature
+from lightship.pipeline.value_analysis import ValueAnalysis
 from lightship.pipeline.variant_look import GateRows, Subject, VariantLook
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow
@@ -522,12 +524,15 @@ class _Work:
         labels, asked, parent = rows.labels, self._asked, self._parent
         margin = asked.margin or MARGINS[labels.kind if labels else "classes"]
         gate = GateRows(rows, asked.budget, margin, ALPHA)
-        if labels is None or not labels.scored:
+        if labels is None:
             return gate
-        classes = GivenClasses(rows, parent.task)
         reference = Candidate(REFERENCE, graph=parent.subject.graph)
+        if not labels.scored:
+            values = GivenValues(rows, parent.task)
+            return replace(gate, labeled=values, analysis=ValueAnalysis(values, reference, alpha=ALPHA, margin=margin))
+        classes = GivenClasses(rows, parent.task)
         analysis = Analysis(classes, reference, alpha=ALPHA, margin=margin, temperature=temperature_of(parent.task))
-        return replace(gate, classes=classes, analysis=analysis)
+        return replace(gate, labeled=classes, analysis=analysis)
 
     def _looks(self, gate: GateRows | None, found: SearchResult) -> list[VariantLook]:
         return [
@@ -630,7 +635,7 @@ class _Work:
         asked = self._asked
         accuracy = next(each for each in evidence if each.check == "accuracy")
         proven = asked.min_accuracy is not None and accuracy.verdict is Verdict.PASSED
-        policy = self._policy(gate, alpha=judgement.alpha, speed=chosen.speed.asked, proven=proven)
+        policy = self._policy(gate, chosen, alpha=judgement.alpha, proven=proven)
         if chosen.candidate.name == REFERENCE:
             policy = policy.for_reference()
         require(apply_policy(policy, evidence), what=f"{self._parent.release.resolved.name} ({chosen.candidate.name})")
@@ -650,8 +655,7 @@ class _Work:
             task=task,
         )
 
-    def _policy(self, gate: GateRows | None, *, alpha: float, speed: bool, proven: bool) -> Policy:
-        asked = self._asked
+    def _policy(self, gate: GateRows | None, chosen: VariantLook, *, alpha: float, proven: bool) -> Policy:
         if gate is None:
             base = policy_named("structural")
             return Policy(base.name, (*base.required, "equivalence"), (*base.reported, "fidelity"))
@@ -659,14 +663,15 @@ class _Work:
         if labels is not None:
             return policy_named(
                 "labeled",
-                min_accuracy=asked.min_accuracy if proven else None,
+                min_accuracy=self._asked.min_accuracy if proven else None,
                 margin=gate.margin,
                 alpha=alpha,
-                speed_asked=speed,
+                speed_asked=chosen.speed.asked,
                 classes=labels.kind == "classes",
                 scores=labels.scored,
+                budget=chosen.budget,
             )
-        return policy_named("fidelity", alpha=alpha, speed_asked=speed, budget=asked.budget)
+        return policy_named("fidelity", alpha=alpha, speed_asked=chosen.speed.asked, budget=chosen.budget)
 
     def _lineage(self, rows: GivenRows | None, candidate: Candidate, found: SearchResult) -> dict[str, Json]:
         """Return where the variant comes from: no times and no paths, so that the same work gives the same bundle."""

@@ -25,8 +25,10 @@ from lightship.optimize.objective import Objective
 from lightship.pipeline.analysis import Analysis, divergence, explained
 from lightship.pipeline.given_rows import GivenRows
 from lightship.pipeline.golden_answers import VariantGolden, answers_to, golden_of
-from lightship.pipeline.labeled_answers import GivenClasses, LabeledAnswers, ScoredClasses, answers_to_labels
+from lightship.pipeline.labeled_answers import LabeledAnswers, PlainClasses, ScoredClasses, Values, answers_to_labels
+from lightship.pipeline.labeled_rows import GivenClasses, GivenValues
 from lightship.pipeline.row_labels import RowLabels
+from lightship.pipeline.value_analysis import ValueAnalysis
 from lightship.tasks.task import Tensors
 from lightship.tasks.tensors import BATCH, is_batched
 from lightship.types import Interface, Json, Verdict
@@ -88,16 +90,16 @@ class GateRows:
         budget: what answers must keep of the reference's; None asks that, by default, of what no labels judge.
         margin: what is too much to lose, of labeled rows.
         alpha: of harm, and of the analysis: the whole, no share.
-        classes: the same rows as an analysis takes them, if they have classes and scores.
-        analysis: of all candidates.
+        labeled: the same rows as an analysis takes them, if they have labels.
+        analysis: of all candidates, likewise.
     """
 
     rows: GivenRows
     budget: FidelityBudget | None
     margin: float
     alpha: float
-    classes: GivenClasses | None = None
-    analysis: Analysis | None = None
+    labeled: GivenClasses | GivenValues | None = None
+    analysis: Analysis | ValueAnalysis | None = None
 
 
 class VariantLook:
@@ -318,11 +320,9 @@ class VariantLook:
         self.answers = answers
         subjects = self._subjects
         look = answers.look(name, margin=gate.margin, harm_alpha=gate.alpha, subjects=subjects, speed=self.speed)
-        if isinstance(answers, ScoredClasses) and gate.classes and gate.analysis:
-            self._note(runner, answers, gate.classes, gate.analysis)
-            evidence = gate.analysis.look(self.candidate, look, subjects=subjects)(alpha)
-        else:
-            evidence = explained(look(alpha), self._divergence)
+        assert gate.analysis is not None  # noqa: S101 - labeled rows are analyzed
+        self._note(runner, answers, gate)
+        evidence = gate.analysis.look(self.candidate, look, subjects=subjects)(alpha)
         if self.budget is None:
             return evidence
         faithful = look_at_fidelity(name, meter, budget=self.budget, subjects=subjects)(alpha)
@@ -334,12 +334,23 @@ class VariantLook:
         outputs = [spec.name for spec in self._subject.interface.outputs]
         return [name for name in outputs if (self._gate and self._gate.budget) or name != labels.output]
 
-    def _note(self, runner: Runner, answers: ScoredClasses, classes: GivenClasses, analysis: Analysis) -> None:
+    def _note(self, runner: Runner, answers: ScoredClasses | PlainClasses | Values, gate: GateRows) -> None:
         """Give the analysis what is known: it would run rows in batches, which may change the answers."""
-        reference, variant = answers.logits
-        analysis.note("gate", Candidate(REFERENCE), reference)
-        analysis.note("gate", self.candidate, variant)
-        analysis.note("selection", self.candidate, classes.logits("selection", runner.run, self._gate_batch()))
+        analysis, labeled, size = gate.analysis, gate.labeled, self._gate_batch()
+        reference = Candidate(REFERENCE)
+        if isinstance(answers, ScoredClasses):
+            assert isinstance(analysis, Analysis)  # noqa: S101 - as the gate was made
+            assert isinstance(labeled, GivenClasses)  # noqa: S101
+            for variant, logits in zip((reference, self.candidate), answers.logits, strict=True):
+                analysis.note("gate", variant, logits)
+            analysis.note("selection", self.candidate, labeled.logits("selection", runner.run, size))
+            return
+        assert isinstance(analysis, ValueAnalysis)  # noqa: S101
+        assert isinstance(labeled, GivenValues)  # noqa: S101
+        for candidate, losses in zip((reference, self.candidate), answers.losses, strict=True):
+            analysis.note("gate", candidate, losses)
+        shares = answers.losses[0].shares
+        analysis.note("selection", self.candidate, labeled.losses_of("selection", runner.run, size, shares=shares))
 
     def _equivalence(self, runner: Runner) -> Evidence:
         """Compare its answers with the reference's on golden and drawn inputs: it must differ by rounding alone."""

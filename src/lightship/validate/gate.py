@@ -138,8 +138,8 @@ def policy_named(
       and overfitting
       when the recipe wants it.
     - ``labeled``, for a variant of a model that was trained elsewhere, judged on rows with labels: golden, shapes and
-      noninferiority; class_harm where they are classes, and with scores probabilities and slice_harm; accuracy where
-      there is a ``min_accuracy``; latency as above.
+      noninferiority and slice_harm; class_harm where they are classes, and with scores probabilities; accuracy where
+      there is a ``min_accuracy``; fidelity where there is a ``budget``, as other outputs need one; latency as above.
     - ``fidelity``, for the same without labels: golden, shapes and fidelity; latency as above.
     - ``structural`` requires golden and shapes: for a model without rows. Its releases say so.
 
@@ -165,14 +165,26 @@ def policy_named(
     if name == "labeled":
         if margin is None:
             raise InvalidInput("The policy 'labeled' needs `margin`: the drop that is too much.")
-        harm = ("class_harm", *(("probabilities", "slice_harm") if scores else ())) if classes else ()
+        harm = (
+            *(("class_harm",) if classes else ()),
+            *(("probabilities",) if classes and scores else ()),
+            "slice_harm",
+        )
         accuracy = () if min_accuracy is None else ("accuracy",)
-        required = ("golden", "shapes", *accuracy, "noninferiority", *harm, *speed)
-        analysis = _ANALYSIS if classes and scores else ()
+        faithful = () if budget is None else ("fidelity",)
+        required = ("golden", "shapes", *accuracy, "noninferiority", *harm, *faithful, *speed)
+        analysis = _ANALYSIS if classes and scores else ("slices", "errors")
         told = ("audit", "accuracy", "parity", "data", "fidelity", *analysis, "latency")
         reported = tuple(check for check in told if check not in required)
         return Policy(
-            "labeled", required, reported, min_accuracy=min_accuracy, margin=margin, alpha=alpha, confidence=confidence
+            "labeled",
+            required,
+            reported,
+            min_accuracy=min_accuracy,
+            margin=margin,
+            alpha=alpha,
+            confidence=confidence,
+            budget=budget,
         )
     if name != "standard":
         raise InvalidInput(f"There is no policy {name!r}. Known: {', '.join(_KNOWN)}.")

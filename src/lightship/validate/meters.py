@@ -30,6 +30,7 @@ __all__ = [
     "are_probabilities",
     "class_scores",
     "kind_of",
+    "mean_interval",
     "metric_for",
     "tags_of",
 ]
@@ -435,6 +436,15 @@ class NumberMeter:
             "rmse": None if rmse is None else rmse.to_json(),
             "r2": self.r2(),
         }
+
+
+def mean_interval(
+    values: np.ndarray, confidence: float, *, low: float = -math.inf, high: float = math.inf
+) -> Interval | None:
+    """Return the mean of values with Student's interval, cut to [low, high]; ``None`` of none."""
+    moments = _Moments()
+    moments.add(values)
+    return moments.interval(confidence, low=low, high=high)
 
 
 class _Moments:

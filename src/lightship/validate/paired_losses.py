@@ -28,7 +28,16 @@ from lightship.validate.bounded_mean import clopper_pearson, mean_above, share_r
 from lightship.validate.meters import tags_of
 from lightship.validate.skewed_mean import POWERS, central, p_values, sums_of
 
-__all__ = ["GROWN", "MAX_GROWN", "NumberNoninferiority", "PairedNumbers", "PairedTags", "TagNoninferiority"]
+__all__ = [
+    "GROWN",
+    "MAX_GROWN",
+    "Growth",
+    "NumberNoninferiority",
+    "PairedNumbers",
+    "PairedTags",
+    "TagNoninferiority",
+    "growth_of",
+]
 
 GROWN = 1.0
 """A row is grown when its error exceeds the reference's by this many mean errors of the reference."""
@@ -284,3 +293,44 @@ class PairedTags:
             alpha,
             rows_needed=needed,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """By how much losses of the same rows grew.
+
+    Attributes:
+        reference, variant: the mean losses; infinite where a row has no finite answer.
+        shown: it is shown that they grew by more than the margin.
+        high: upper limit of the growth, one-sided: of numbers of the ratio less 1, of shares of the difference.
+    """
+
+    rows: int
+    reference: float
+    variant: float
+    shown: bool
+    high: float
+
+
+def growth_of(reference: np.ndarray, variant: np.ndarray, *, bounded: bool, margin: float, alpha: float) -> Growth:
+    """Test whether losses grew by more than ``margin``, by the tests of ``PairedNumbers`` and ``PairedTags``.
+
+    Args:
+        reference: losses, float (rows,), finite.
+        variant: of the same rows.
+        bounded: losses are shares in [0, 1], and the margin is absolute; else it is relative.
+        margin: see there.
+        alpha: probability of saying so of losses that did not, and of a ``high`` that is too low.
+    """
+    finite = np.isfinite(variant)
+    means = float(reference.mean()), float(variant.mean()) if finite.all() else math.inf
+    if bounded:
+        values, counts = np.unique(variant - reference + 1, return_counts=True)
+        high = mean_above(values, counts, top=2.0, alpha=alpha) - 1
+        low = 1 - mean_above(2 - values, counts, top=2.0, alpha=alpha)
+        return Growth(len(reference), *means, shown=low > margin, high=high)
+    paired = PairedNumbers()
+    paired.add(np.zeros(len(reference)), reference, variant)
+    found = paired.test(margin=margin, alpha=alpha)
+    shown = bool(found.nonfinite_rows) or found.mae.p_inferior <= alpha
+    return Growth(len(reference), *means, shown=shown, high=math.inf if found.nonfinite_rows else found.mae.bound - 1)

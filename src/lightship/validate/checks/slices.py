@@ -17,9 +17,9 @@ from lightship.validate.logits import labels_of, nonfinite_rows, probabilities_o
 from lightship.validate.slices import Features, Slice, find_slices, least_rows, p_worse
 from lightship.validate.statistics import holm, mcnemar_one_sided, wilson
 
-__all__ = ["Judged", "check_slice_harm", "check_slices"]
+__all__ = ["FINDER", "Judged", "check_slice_harm", "check_slices", "short"]
 
-_FINDER = (
+FINDER = (
     "regression tree of depth 3 on the selection rows, grown again outside of the worst node; at most 5 slices of at "
     "least 2 % of the selection rows and 15"
 )
@@ -96,7 +96,7 @@ def check_slices(selection: Judged, gate: Judged, *, subjects: Mapping[str, str]
         },
         method={
             "alpha": alpha,
-            "found": _FINDER,
+            "found": FINDER,
             "features": [*_names(selection.features)],
             "interval": "Wilson on gate rows, Bonferroni over the slices",
             "test": "Fisher's exact one-sided test against the other gate rows, Holm",
@@ -242,7 +242,7 @@ def check_slice_harm(
             "alpha": alpha,
             "margin": margin,
             "undecided_margin": undecided_margin,
-            "found": _FINDER,
+            "found": FINDER,
             "features": [*_names(selection.features)],
             "test": "exact one-sided McNemar on the gate rows of each slice, Holm",
         },
@@ -288,7 +288,7 @@ def _own_summary(told: Sequence[_Accuracy], selection_rows: int, *, few: bool, o
         return "No slice of the selection rows stands out"
     worst, worse = told[0], sum(each.worse for each in told)
     return (
-        f"Worst slice: {_short(worst.found.words)}, accuracy {worst.interval.estimate:.4f} on {worst.rows} gate rows "
+        f"Worst slice: {short(worst.found.words)}, accuracy {worst.interval.estimate:.4f} on {worst.rows} gate rows "
         f"(all rows {overall:.4f}); {worse or 'none'} of {len(told)} slices shown to be worse than the other rows"
     )
 
@@ -301,10 +301,11 @@ def _harm_summary(harmed: Sequence[_Harm], told: Sequence[_Harm], *, few: bool) 
         return f"No harm to a slice is shown; {undecided} of {len(told)} slices have too few rows to rule it out"
     worst = harmed[0]
     return (
-        f"The slice {_short(worst.found.words)} lost most: {worst.losses} of its {worst.rows} rows lost, "
+        f"The slice {short(worst.found.words)} lost most: {worst.losses} of its {worst.rows} rows lost, "
         f"{worst.gains} gained; harm is shown for {len(harmed)} of {len(told)} slices"
     )
 
 
-def _short(words: str) -> str:
+def short(words: str) -> str:
+    """Return the words of a slice for a summary."""
     return words if len(words) <= 300 else words[:299] + "…"
