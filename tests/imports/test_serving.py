@@ -33,6 +33,7 @@ GRAPHS = {
         [info("g", ["N"], TensorProto.STRING)],
         domains=["ai.onnx.ml"],
     ),
+    "scalar": model([node("Mul", ["x", "k"], ["y"])], [info("x", [3]), info("k", [])], [info("y", [3])]),
     "whole": model([node("ReduceMean", ["x"], ["y"], keepdims=0)], [info("x", ["n", 3])], [info("y", [])]),
 }  # fmt: skip
 
@@ -88,13 +89,14 @@ CASES = {
     "fixed": {"x": np.ones((1, 4), np.float32)},
     "texts": {"city": np.array(["a", "é", "yes"], dtype=object), "size": np.ones((3, 3), np.float32)},
     "groups": {"c": np.array(["a", "b"], dtype=object)},
+    "scalar": {"x": np.ones(3, np.float32), "k": np.array(2.5, np.float32)},
     "whole": {"x": np.random.default_rng(2).normal(size=(100, 3)).astype(np.float32)},
 }
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_server_answers_as_the_engine_does(server, name):
-    """Rows beyond a batch, tokens, a fixed shape, texts, and a graph without rows."""
+    """Rows beyond a batch, tokens, a fixed shape, texts, a number that is no list, and a graph without rows."""
     arrays = CASES[name]
 
     found, expected = ask(server, name, arrays), direct(name, arrays)

@@ -43,6 +43,15 @@ def test_unknown_paths_and_methods_are_errors_of_the_one_form(locked_server):
     assert (posted.status_code, list(posted.json())) == (405, ["error"])
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1:8001", 200), ("localhost", 200), ("[::1]:1", 200)],
+)
+def test_without_keys_a_page_cannot_come_by_a_name_of_its_own(server, host, status):
+    """DNS that points a site's name at this machine makes it the page's own site, whose questions have no Origin."""
+    assert httpx.get(f"{server.control_url}/models", headers={"host": host}).status_code == status
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "OPTIONS", "DELETE", "TRACE"])
 def test_a_stranger_cannot_tell_what_there_is(locked_server, method):
     """Without a key, or with a wrong one, everything but the two health questions is 401: no 404, 405 or redirect."""

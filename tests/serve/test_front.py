@@ -588,6 +588,19 @@ async def test_a_slow_head_is_closed_at_an_absolute_time():
     assert said.startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.parametrize("said", [b"\x16\x03\x01\x02\x00\x01", b"GET /ping\r\n"], ids=["tls", "http-0.9"])
+async def test_who_speaks_another_protocol_is_told_at_once(said):
+    """Not when the clock of the head has run out, which here it does not."""
+    async with serving(clocks=Clocks(head_s=1e6)) as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(said)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
 async def test_a_silent_connection_is_closed():
     """It said nothing, so it is told nothing."""
     async with serving(clocks=SHORT) as service:

@@ -216,13 +216,19 @@ def test_metadata_says_what_the_model_is(client):
     assert [list(output.dims) for output in config.output] == [[1], [1], [10]]
 
 
-@pytest.mark.parametrize("ask", ["infer", "get_model_metadata", "is_model_ready", "get_model_config"])
+@pytest.mark.parametrize("ask", ["infer", "get_model_metadata", "get_model_config"])
 def test_a_model_that_is_not_there_is_not_found(client, ask):
     """By name or by version."""
     arguments = (wanted(images(1)),) if ask == "infer" else ()
     for name, version in (("none", ""), ("digits", "2"), ("digits.raw.raw", "")):
         with pytest.raises(InferenceServerException, match=r"NOT_FOUND.*served"):
             getattr(client, ask)(name, *arguments, model_version=version)
+
+
+def test_a_model_that_is_not_there_is_not_ready(client):
+    """As over HTTP and from Triton: who waits for a model asks until the answer is yes."""
+    assert not client.is_model_ready("none")
+    assert not client.is_model_ready("digits", "2")
 
 
 def test_what_is_not_offered_is_unimplemented(client):

@@ -65,7 +65,9 @@ def test_a_request_id_is_kept_if_it_is_plain(given, kept):
         (head("X: a\rb"), 400),
         (head(": a"), 400),
         (head(request="G\xc3T / HTTP/1.1"), 400),
-        (head(request="GET /"), 505),
+        (head(request="GET /"), 400),
+        (head(request="GET  / HTTP/1.1"), 400),
+        (head(request="GET / HTTP/1.0", host="a/x?"), 400),
         (head(request="GET / HTTP/2.0"), 505),
         (head(request="GET / HTTP/0.9"), 505),
         (head(host=None), 400),
@@ -113,6 +115,11 @@ def test_a_connection_is_kept_as_the_client_asks(version, line, kept):
 def test_valid_hosts_are_taken(host):
     """Names, addresses, ports."""
     assert parse(head(host=host)).headers["host"] == host
+
+
+def test_http_1_0_needs_no_host():
+    """Load balancers look for life with it."""
+    assert parse(head(request="GET /livez HTTP/1.0", host=None)).path == "/livez"
 
 
 def test_an_offer_to_upgrade_is_passed_over():
@@ -178,6 +185,8 @@ def test_chunk_extensions_are_read_over():
         b"1 \r\na\r\n",
         b"-1\r\na\r\n",
         b"1;" + b"x" * 300,
+        b"1;a\rb\r\na\r\n0\r\n\r\n",
+        b"1;\0\r\na\r\n0\r\n\r\n",
         b"0\r\nContent-Length: 3\r\n\r\n",
     ],
 )

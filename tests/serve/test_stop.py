@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lightship.data.home import Home
@@ -115,6 +116,18 @@ def test_while_a_version_is_loaded(tmp_path, release_model, launch):
     assert server.process.wait(DEADLINE_S) == 0
     assert live_still(workers) == []
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_hangup_is_no_stop(home, launch):
+    """Tools send SIGHUP to have settings read again; here they are followed without it, and nobody is cut off."""
+    server = launch(home, "digits", "--auth", "none")
+
+    server.process.send_signal(signal.SIGHUP)
+
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    server.process.terminate()
+    assert server.process.wait(DEADLINE_S) == 0
+    assert "SIGHUP" in server.log.read_text()
 
 
 def test_a_second_signal_ends_it_within_a_second(home, launch):

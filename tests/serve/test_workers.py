@@ -181,19 +181,18 @@ def png_of(value: int) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
-async def test_a_worker_is_back_within_two_seconds(traps, number):
-    """However it went; requests in the meantime wait and are answered."""
+async def test_requests_wait_for_a_worker_that_went(traps, number):
+    """However it went: those that come in the meantime are answered, by one new process, after no second death."""
     async with serving(traps, "digits") as server, client_of(server) as client:
         (model,) = server.models
         pid = model.worker_pid
         os.kill(pid, number)
-        started = time.monotonic()
         answers = await asyncio.gather(*(client.post("/predict/digits", content=png_of(i)) for i in range(8)))
-        seconds = time.monotonic() - started
+        deaths = model.deaths
 
     assert [answer.status_code for answer in answers] == [200] * 8
-    assert seconds < 4.0  # two, where nobody else is at work
     assert model.worker_pid != pid
+    assert deaths == 1
 
 
 async def test_one_poison_in_a_full_batch_costs_nobody_else_an_answer(traps):

@@ -14,7 +14,7 @@ from lightship.serve.limits import Limits
 
 __all__ = ["Chunked", "Counted", "decoded"]
 
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # as zlib wants to be told the format; deflate is zlib's (RFC 9110 §8.4.1.2)
 _FREE_BYTES = 1 << 20  # may come out of however few
 _LONGEST_CHUNK_LINE = 256  # size and extensions; extensions are read over, nobody uses them
@@ -76,11 +76,11 @@ class Chunked:
             if len(buffer) >= _LONGEST_CHUNK_LINE:
                 raise HttpRefused(400, f"The line before a chunk has at most {_LONGEST_CHUNK_LINE} bytes.")
             return False
-        size, _, _extension = bytes(buffer[:end]).partition(b";")
-        if buffer[end - 1 : end] != b"\r" or _CHUNK_SIZE.fullmatch(size.removesuffix(b"\r")) is None:
+        line = _CHUNK_LINE.fullmatch(bytes(buffer[: end + 1]))
+        if line is None:
             raise HttpRefused(400, "A chunk must start with its size in hexadecimal digits, then CR LF.")
+        self._left = int(line[1], 16)
         del buffer[: end + 1]
-        self._left = int(size, 16)
         self._last = self._left == 0
         self._chunks += 1
         self.size += self._left

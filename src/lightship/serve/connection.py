@@ -19,7 +19,7 @@ from lightship.serve.answer_stream import HIGH_WATER_BYTES, AnswerStream
 from lightship.serve.body import Chunked, Counted, decoded
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.half_closed import HalfClosed
-from lightship.serve.http import Head, HttpRefused, Response, error_response, too_large
+from lightship.serve.http import Head, HttpRefused, Response, check_request_line, error_response, too_large
 from lightship.serve.limits import Clocks
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ class Connection(asyncio.Protocol):
                 raise self._head_too_large(limit)
             if b"\n\n" in buffer or b"\n\r\n" in buffer:
                 raise HttpRefused(400, "A header line must end with CR LF. Got a bare LF.")
+            check_request_line(buffer)  # who speaks another protocol need not wait for the clock
             return False
         data = bytes(buffer[: end + 4])
         del buffer[: end + 4]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 _READ = frozenset({Role.READ})
 _ADMIN = frozenset({Role.ADMIN})
 _OPEN_PATHS = ("/livez", "/readyz")
-_FROM_A_PAGE = "Requests from web pages (with an Origin header) are not taken here."
+_OWN_HOST = re.compile(r"([0-9.]+|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]*)(:[0-9]+)?")
 _START_S = 10.0
 _COMPLAINT_S = 10.0
 _BACKLOG = 1_024
@@ -92,10 +93,16 @@ def control_app(server: Watched, access: Access, loop: asyncio.AbstractEventLoop
     async def document(_request: Request) -> Response:
         return JSONResponse(openapi())
 
+    def refuse_pages(request: Request) -> None:
+        if "origin" in request.headers:
+            raise Forbidden("Requests from web pages (with an Origin header) are not taken here.")
+        # Of its own site a page asks without an Origin, and whose site a name is, its owner says at any time.
+        if access.open and _OWN_HOST.fullmatch(request.headers.get("host", "")) is None:
+            raise Forbidden("Without keys (`--auth none`) the Host must be an address, or a name without a dot.")
+
     async def no_route(request: Request, error: Exception) -> Response:
         try:
-            if "origin" in request.headers:
-                raise Forbidden(_FROM_A_PAGE)
+            refuse_pages(request)
             if request.url.path not in _OPEN_PATHS:
                 access.authenticate(request.headers.get("authorization"))
         except LightshipError as exc:
@@ -112,8 +119,7 @@ def control_app(server: Watched, access: Access, loop: asyncio.AbstractEventLoop
 
     def route(path: str, handle: Callable[[Request], Awaitable[Response]], roles: Roles, method: str = "GET") -> Route:
         async def checked(request: Request) -> Response:
-            if "origin" in request.headers:
-                raise Forbidden(_FROM_A_PAGE)
+            refuse_pages(request)
             access.check(request.headers.get("authorization"), roles)
             return await handle(request)
 

@@ -27,6 +27,7 @@ __all__ = [
     "HttpRefused",
     "Outgoing",
     "Response",
+    "check_request_line",
     "error_response",
     "parse_head",
     "too_large",
@@ -56,6 +57,9 @@ _REASONS = {
     505: "HTTP Version Not Supported",
 }
 
+# One space between the parts: programs differ in what they make of two.
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [^\x00-\x20\x7f]+ HTTP/[0-9]\.[0-9]\r\n")
+_NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 # A name, IPv4 or bracketed IPv6, then an optional port (RFC 9110 §7.2). Percent signs and user names have no use here.
 _HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _ONCE = frozenset({"content-length", "transfer-encoding", "authorization", "inference-header-content-length"})
@@ -155,6 +159,7 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     """
     if data.count(b"\n") != data.count(b"\r\n"):
         raise HttpRefused(400, "A header line must end with CR LF. Got a bare LF.")
+    check_request_line(data)
     collector = _Collector()
     parser = httptools.HttpRequestParser(collector)
     try:
@@ -168,6 +173,16 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     if parser.get_http_version() not in ("1.1", "1.0"):
         raise HttpRefused(505, f"HTTP/1.1 or HTTP/1.0 is spoken here. Got HTTP/{parser.get_http_version()}.")
     return _checked_head(collector, parser, limits)
+
+
+def check_request_line(data: bytes | bytearray) -> None:
+    """Check what there is of the first line of a head.
+
+    Raises:
+        HttpRefused: no request begins like this.
+    """
+    if _NO_METHOD.match(data) or (b"\r\n" in data and _REQUEST_LINE.match(data) is None):
+        raise HttpRefused(400, "The request is not valid HTTP: its first line must be 'METHOD /path HTTP/1.1'.")
 
 
 def _checked_head(collector: _Collector, parser: httptools.HttpRequestParser, limits: Limits) -> Head:
@@ -187,9 +202,9 @@ def _checked_head(collector: _Collector, parser: httptools.HttpRequestParser, li
         elif name in _ONCE and name in headers:
             raise HttpRefused(400, f"The header {name} must come once.")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    if hosts != 1:
-        raise HttpRefused(400, f"A request must have exactly one Host header. Got {hosts}.")
     http_1_0 = parser.get_http_version() == "1.0"
+    if hosts != 1 and not (http_1_0 and hosts == 0):  # load balancers look for life with HTTP/1.0, which has no Host
+        raise HttpRefused(400, f"A request must have exactly one Host header. Got {hosts}.")
     return Head(
         method=method,
         target=collector.target.decode("ascii"),

@@ -32,6 +32,7 @@ from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import ModelFigures
 from lightship.serve.poisoners import Poisoners
 from lightship.serve.quarantine import Quarantine
+from lightship.serve.rest import Rest
 from lightship.serve.source import ModelSource
 from lightship.serve.supervisor import State, Supervisor
 from lightship.serve.tensors import ITEM_BYTES
@@ -74,6 +75,7 @@ class ServedModel:
 
     Args:
         delivered: called when all requests of a batch have been told.
+        rest: told of requests that change nothing before the worker has run its batch; where it shares our core.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ServedModel:
         threads: int | None = None,
         memory_bytes: int = 0,
         delivered: Callable[[], None] = lambda: None,
+        rest: Rest | None = None,
     ) -> None:
         self.source = source
         self.name = source.name
@@ -101,6 +104,7 @@ class ServedModel:
         self._most_rows = min(limits.rows_per_request, limits.answer_bytes // (self._answer_row_bytes or 1))
         self._clocks = clocks
         self._delivered = delivered
+        self._rest = rest
         self._life = Supervisor(
             source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes
         )
@@ -346,6 +350,21 @@ class ServedModel:
             len(batch.items) for batch in list(self._running.values())
         )  # also asked from the control plane's thread
 
+    @property
+    def sated(self) -> bool:
+        """Whether its worker runs as much as it is sent at once, and the next batch waits."""
+        return len(self._running) >= self._depth and len(self._batcher) >= self._batcher.bounds.batch_rows
+
+    @property
+    def hungry(self) -> bool:
+        """Whether its worker could be sent what waits."""
+        return len(self._running) < self._depth and len(self._batcher) > 0
+
+    @property
+    def worker_descriptor(self) -> int | None:
+        """The socket that its worker speaks on; None while there is no worker."""
+        return None if self._worker is None else self._worker.descriptor
+
     def admit(self, size_bytes: int, key: ApiKey | None = None) -> None:
         """Refuse a request before its body is read, if it would be refused after.
 
@@ -362,6 +381,8 @@ class ServedModel:
             self._batcher.refuse_if_full(size_bytes)
         except Overloaded:
             self.figures.refused += 1
+            if self._rest is not None and self.sated:
+                self._rest.soon()
             raise
 
     def submit(self, work: Work) -> None:
@@ -422,6 +443,8 @@ class ServedModel:
             self._pump_later(len(self._batcher))
         elif self._timer is None or self._timer.when() > work.deadline_s:
             self._set_timer()  # the worker is busy, and will ask for more
+        if self._rest is not None and self.sated:
+            self._rest.soon()
 
     def _pump_later(self, collected: int) -> None:
         """Send at the end of this turn of the loop: what arrived in the same turn runs in the same batch."""

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -76,7 +77,11 @@ def run_server(
 
 
 class _Stop:
-    """What SIGTERM and SIGINT do: end the start; later, stop the server; the second time, end within a second."""
+    """What SIGTERM and SIGINT do: end the start; later, stop the server; the second time, end within a second.
+
+    SIGHUP is the same when the terminal was closed. Elsewhere it asks to read settings again, and there is nothing to
+    do: aliases, keys and certificates are followed anyway.
+    """
 
     def __init__(self) -> None:
         self.server: Server | None = None
@@ -84,6 +89,9 @@ class _Stop:
         self._task = asyncio.current_task()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._signaled)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup has set
+            hung_up = self._signaled if sys.stderr.isatty() else _nothing_to_read
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
     def _signaled(self) -> None:
         self.asked += 1
@@ -95,6 +103,10 @@ class _Stop:
             force = threading.Timer(_FORCED_S, os._exit, (0,))  # a thread: whatever the loop is doing
             force.daemon = True
             force.start()
+
+
+def _nothing_to_read() -> None:
+    log.info("SIGHUP: aliases, keys and certificates are followed without it; it changes nothing")
 
 
 def _run(main: Callable[[], object]) -> None:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from lightship.data.home import Home
+from lightship.engine.machine import usable_cores
 from lightship.errors import Conflict, InvalidInput, LightshipError, Unavailable
 from lightship.extensions import extension_names, load_extension
 from lightship.serve.access import OPEN, Access, KeyFile
@@ -32,6 +33,7 @@ from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import RequestFigures
 from lightship.serve.model import ServedModel
 from lightship.serve.request_log import RequestLog
+from lightship.serve.rest import Rest
 from lightship.serve.shares import worker_memory_bytes, worker_threads
 from lightship.serve.source import ModelSource
 from lightship.serve.tls import Certificate
@@ -130,6 +132,7 @@ class Server:
             raise InvalidInput("A server needs at least one model.")
         self.options = options
         self._sharing = len({source.name for source in sources})
+        self._rest = Rest(lambda: self.catalog.models) if usable_cores() == 1 else None
         models: dict[tuple[str, int], ServedModel] = {}  # two references to one version share its worker
         for source in sources:
             if (source.name, source.version) not in models:
@@ -312,6 +315,7 @@ class Server:
             threads=options.threads or worker_threads(self._sharing),
             memory_bytes=worker_memory_bytes(largest, self._sharing) if memory is None else memory,
             delivered=self._delivered,
+            rest=self._rest,
         )
 
     def _delivered(self) -> None:

@@ -71,6 +71,11 @@ class WorkerProcess:
         """Its process, while there is one."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def descriptor(self) -> int | None:
+        """The server's end of the channel, while it is open."""
+        return None if self._channel is None else self._channel.socket.fileno()
+
     def memory_bytes(self) -> int:
         """Return its resident memory; 0 when it is gone."""
         try:

@@ -49,6 +49,8 @@ _VALUES = "values"  # stands where they will be
 _COPIED_BYTES = 16 * 1024  # so few are copied in less time than a view of them is made and given up
 _REMEMBERED_TEXTS = 256
 _REMEMBERED_BYTES = 4_096  # of one text
+# JSON is UTF-8 (RFC 8259): what says that it is something else would be misread.
+_OTHER_CHARSET = re.compile(r"charset[ \t]*=(?![ \t]*\"?(utf-?8|us-ascii)\"?[ \t]*(;|$))", re.IGNORECASE)
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*\[')
 _FLOATS = {"FP32", "FP64"}
 _NUMBERS = INTEGERS | _FLOATS
@@ -343,10 +345,14 @@ def _not_json(error: Exception) -> InvalidInput:
 
 
 def _check_media(headers: Mapping[str, str]) -> None:
-    media = headers.get("content-type", _JSON)
-    if media != _JSON and (media := media.partition(";")[0].strip().lower()) != _JSON:
+    given = headers.get("content-type", _JSON)
+    if given == _JSON:
+        return
+    media, _, parameters = given.partition(";")
+    if media.strip().lower() != _JSON or _OTHER_CHARSET.search(parameters):
         raise UnsupportedMedia(
-            f"The content type must be {_JSON}, or {_BINARY} with the header {_LENGTH_HEADER}. Got {media[:80]!r}."
+            f"The content type must be {_JSON} (in UTF-8), or {_BINARY} with the header {_LENGTH_HEADER}. "
+            f"Got {given[:80]!r}."
         )
 
 
@@ -365,7 +371,8 @@ def _read_raw_form(tail: Buffer, inputs: Sequence[TensorSpec], outputs: Sequence
     spec = inputs[0]
     wanted = tuple(Wanted(output.name, binary=True) for output in outputs)
     if spec.dtype == "BYTES":
-        return V2Request(None, (PackedTensor(spec.name, "BYTES", (1,), pack_bytes([bytes(tail)])),), wanted)
+        shape = (1,) * len(spec.shape)
+        return V2Request(None, (PackedTensor(spec.name, "BYTES", shape, pack_bytes([bytes(tail)])),), wanted)
     fixed = math.prod(dim for dim in spec.shape if isinstance(dim, int)) * ITEM_BYTES[spec.dtype]
     count, rest = divmod(len(tail), fixed) if fixed else (0, 1)
     if rest or count < 1 or (not free and count != 1):

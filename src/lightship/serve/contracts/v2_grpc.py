@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from lightship.errors import LightshipError, Unavailable
+from lightship.errors import LightshipError, NotFound, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.catalog import Catalog
 from lightship.serve.contracts.v2_grpc_codec import GrpcCodec, parsed
@@ -68,7 +68,10 @@ class V2Grpc:
         return _bytes("ServerMetadataResponse", name="lightship", version=__version__)
 
     async def _model_ready(self, exchange: Exchange, data: bytes) -> bytes:
-        view = self._view(exchange, parsed("ModelReadyRequest", data))
+        try:
+            view = self._view(exchange, parsed("ModelReadyRequest", data))
+        except NotFound:  # a question of yes or no: clients that wait for a model ask until it is yes
+            return _bytes("ModelReadyResponse", ready=False)
         return _bytes("ModelReadyResponse", ready=view.model.ready and not self._stopping())
 
     async def _metadata(self, exchange: Exchange, data: bytes) -> bytes:

@@ -268,8 +268,8 @@ def timeout_us(parameters: Any) -> int | None:
 
 def _shape(sizes: Any, *, at: str) -> tuple[int, ...]:
     shape = tuple(sizes)
-    if not 1 <= len(shape) <= _MOST_DIMENSIONS:
-        raise InvalidTensor(f"{at} must have 1 to {_MOST_DIMENSIONS} sizes. Got {len(shape)}.")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise InvalidTensor(f"{at} must have at most {_MOST_DIMENSIONS} sizes. Got {len(shape)}.")
     for size in shape:
         if not 1 <= size <= _LARGEST_DIMENSION:
             raise InvalidTensor(f"{at} must hold whole numbers from 1 on. Got {size}.")

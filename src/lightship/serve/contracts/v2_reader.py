@@ -177,7 +177,7 @@ class RequestReader:
 
     def _check_nesting(self, data: Any, shape: tuple[int, ...], *, at: str) -> None:
         """Data is flat, or nested exactly as its shape says."""
-        if len(shape) == 1 or not (len(data) and isinstance(data[0], simdjson.Array)):
+        if len(shape) <= 1 or not (len(data) and isinstance(data[0], simdjson.Array)):
             self._leaf(data, math.prod(shape), at=at)
         else:
             self._nested(data, shape, at=at)
@@ -309,8 +309,8 @@ def _timeout(parameters: Mapping[str, object]) -> int | None:
 
 
 def _shape(value: object, *, at: str) -> tuple[int, ...]:
-    if not isinstance(value, simdjson.Array) or not 1 <= len(value) <= _MOST_DIMENSIONS:
-        raise InvalidTensor(f"{at} must be a list of 1 to {_MOST_DIMENSIONS} sizes.")
+    if not isinstance(value, simdjson.Array) or len(value) > _MOST_DIMENSIONS:
+        raise InvalidTensor(f"{at} must be a list of at most {_MOST_DIMENSIONS} sizes.")
     shape = []
     for size in value:
         if type(size) is not int or not 1 <= size <= _LARGEST_DIMENSION:
