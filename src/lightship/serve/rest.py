@@ -1,0 +1,59 @@
+"""Leaves the one core that the server and its workers share to the workers, while these have enough to do.
+
+A request that arrives wakes the server, which takes the core from the engine and spoils its caches: for one request
+more in a queue that holds the next batch already, or for a refusal. So while a worker runs a batch and its next one
+waits, the server sleeps until a worker has something to say, for some milliseconds at most; then it reads all that has
+come. With a second core it can read beside the engine, and need not sleep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+__all__ = ["Rest"]
+
+_LONGEST_MS = 20  # that a refusal, a question for health or another model's request may wait
+
+
+class Worked(Protocol):
+    """A model whose worker shares the core."""
+
+    @property
+    def sated(self) -> bool:
+        """Whether its worker runs a batch, and the next one waits."""
+
+    @property
+    def hungry(self) -> bool:
+        """Whether its worker could be sent what waits."""
+
+    @property
+    def worker_descriptor(self) -> int | None:
+        """What is readable when its worker says something; None while there is no worker."""
+
+
+class Rest:
+    """Sleeps on the event loop, on purpose. ``models`` returns those that are served now."""
+
+    def __init__(self, models: Callable[[], Iterable[Worked]]) -> None:
+        self._models = models
+        self._asked = False
+
+    def soon(self) -> None:
+        """Rest when this turn of the loop is over, if there is still nothing better to do."""
+        if not self._asked:
+            self._asked = True
+            asyncio.get_running_loop().call_soon(self._rest)
+
+    def _rest(self) -> None:
+        self._asked = False
+        models = tuple(self._models())
+        if not any(model.sated for model in models) or any(model.hungry for model in models):
+            return
+        workers = select.poll()
+        for model in models:
+            if (descriptor := model.worker_descriptor) is not None:
+                workers.register(descriptor, select.POLLIN)
+        workers.poll(_LONGEST_MS / len(models))
