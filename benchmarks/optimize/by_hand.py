@@ -4,9 +4,9 @@
 
 Contestants: PyTorch eager, ONNX Runtime as it comes and with its own quantizers, OpenVINO, NNCF's two recipes on
 OpenVINO's own format, and what `lightship optimize` released for latency and for throughput. Files that other tools
-made (`rivals/make.py`) join with --also. Each round runs every contestant once, in a fresh process of its own, in
-shuffled order, but those that were not half as fast as the best in the first one; a figure is the median over rounds,
-and a ratio that of the medians. With --keep a run that was stopped goes on.
+made (`rivals/make.py`) join with --also. Each round runs every contestant once, in a fresh process of its own, with one
+thread and with two, in shuffled order, but those that were not half as fast as the best in the first one; a figure is
+the median over rounds, and a ratio that of the medians. With --keep a run that was stopped goes on.
 
 It prints a Markdown table.
 """
@@ -26,6 +26,7 @@ import numpy as np
 from subjects import SUBJECTS, Model
 
 BATCHES = (1, 2, 4, 8, 16, 32)
+THREADS = (1, 2)
 CALIBRATION = 64
 HERE = Path(__file__).parent
 
@@ -185,7 +186,7 @@ def measure(contestant: Contestant, model: Model, rows: Path, folder: Path, *, f
         "model": str(contestant.model),
         "rows": str(rows),
         "batches": [batch for batch in BATCHES if batch <= model.upto.get("batch", BATCHES[-1])],
-        "threads": 2,
+        "threads": THREADS,
         "precision": contestant.precision,
         "seconds": seconds,
         "answers": str(answers) if first else None,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightship.engine.measure import PairedTiming, interleaved, median_interval
+from lightship.engine.measure import PairedTiming, calls_in_a_row, interleaved, median_interval
 from lightship.errors import InvalidInput
 
 
@@ -60,6 +60,23 @@ def test_ratio_survives_a_drifting_machine():
     assert timing.ratio.high == pytest.approx(0.5)
     assert timing.b_is_faster
     assert timing.words.startswith("2.00 times as fast")
+
+
+def test_calls_in_a_row_come_after_one_that_is_not_timed():
+    """The first call after the other side pays for caches that the other side filled."""
+    clock = Clock()
+    a, b = clock.work("a", [9.0, 1.0, 1.0] * 8), clock.work("b", endless(2.0))
+
+    timing = interleaved(a, b, pairs=8, warmup=0, in_a_row=(2, 1), clock=clock)
+
+    assert "".join(clock.calls) == "aaabbaaa" * 4
+    assert (timing.ratio.low, timing.ratio.high) == (2, 2)
+    assert timing.a_ms.p99 == 1000
+
+
+def test_short_calls_fill_a_turn_and_long_ones_stand_alone():
+    """Twenty at most: a pair of turns must stay short beside what drifts."""
+    assert [calls_in_a_row(seconds) for seconds in (1e-9, 0.0002, 0.001, 0.0025, 0.005, 1.0)] == [20, 20, 5, 2, 1, 1]
 
 
 def test_slower_side_is_called_slower():

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lightship.engine.measure import interleaved
+from lightship.engine.measure import calls_in_a_row, interleaved
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import LightshipError
 from lightship.tasks.npz import read_npz
@@ -67,14 +67,25 @@ def _pairs(job: Mapping[str, Any]) -> dict[str, Json]:
         inputs = _rows(job, way["batch"])
         sides.append(lambda runner=runner, inputs=inputs: runner.run(inputs))  # type: ignore[misc]
         counts.append(way["batch"] if job["batched"] else 1)
+    in_a_row = (_in_a_row(sides[0]), _in_a_row(sides[1]))
     started = time.perf_counter()
-    for _ in range(_WARMUP):
-        for side in sides:
+    for side, count in zip(sides, in_a_row, strict=True):
+        for _ in range(count + (count > 1)):
             side()
-    pair_s = (time.perf_counter() - started) / _WARMUP
+    pair_s = time.perf_counter() - started
     pairs = int(min(max(job["budget_s"] / max(pair_s, 1e-6), _LEAST_PAIRS), job["most_pairs"]))
-    timing = interleaved(sides[0], sides[1], pairs=pairs, warmup=_WARMUP, rows=(counts[0], counts[1]))
+    rows = (counts[0], counts[1])
+    timing = interleaved(sides[0], sides[1], pairs=pairs, warmup=_WARMUP, rows=rows, in_a_row=in_a_row)
     return {"timing": timing.to_json()}
+
+
+def _in_a_row(side: Callable[[], object]) -> int:
+    """Warm a side up, and return how often it is called in a turn."""
+    for _ in range(_WARMUP):
+        side()
+    started = time.perf_counter()
+    side()
+    return calls_in_a_row(time.perf_counter() - started)
 
 
 def _alone(job: Mapping[str, Any]) -> dict[str, Json]:

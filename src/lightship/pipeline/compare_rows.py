@@ -20,7 +20,7 @@ from lightship.data.files import sha256_hex
 from lightship.data.home import Home
 from lightship.data.rows import BadRow
 from lightship.engine.machine import fingerprint
-from lightship.engine.measure import interleaved
+from lightship.engine.measure import calls_in_a_row, interleaved
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
 from lightship.errors import InvalidInput, LightshipError
 from lightship.pipeline.row_labels import classes_given
@@ -386,7 +386,8 @@ def _timed(runners: _Runners, first: Sequence[Mapping[str, np.ndarray]], progres
     for side, runner, row in zip(runners.sides, runners.careful, rows, strict=True):
         _run(side, runner, row, 1)
     once = max(time.perf_counter() - started, 1e-6)
-    pairs = int(min(_PAIRS, max(_LEAST_PAIRS, _TIMING_S / once)))
+    in_a_row = calls_in_a_row(once / 2)
+    pairs = int(min(_PAIRS, max(_LEAST_PAIRS, _TIMING_S / (once * in_a_row))))
     loaded = [_load(side, limited=False) for side in runners.sides]
     progress.start("Time both in pairs", None)
     try:
@@ -395,6 +396,7 @@ def _timed(runners: _Runners, first: Sequence[Mapping[str, np.ndarray]], progres
             lambda: _run(two, loaded[1], rows[1], 1),
             pairs=pairs,
             warmup=min(20, pairs // 3),
+            in_a_row=(in_a_row, in_a_row),
         )
     finally:
         for runner in loaded:
