@@ -35,17 +35,17 @@ from tritonclient.utils import InferenceServerException
 from lightship.errors import InvalidInput, TooLarge
 from lightship.serve.contracts.v2_codec import V2Request, Wanted
 from lightship.serve.contracts.v2_grpc_codec import GrpcCodec
-from lightship.serve.contracts.v2_grpc_messages import message_class
 from lightship.serve.limits import Clocks, Limits
 from lightship.serve.server import Server, ServerOptions
 from lightship.serve.source import read_source
 from lightship.serve.tensors import pack, unpack
 from lightship.tasks.image_pixels import png_bytes
 from lightship.types import DTYPES, TensorSpec
+from lightship.v2.grpc_messages import message_class
 
 DEADLINE_S = 30.0
 SERVICE = "/inference.GRPCInferenceService/"
-CONTRACTS = Path(__file__).parents[2] / "src/lightship/serve/contracts"
+PROTOCOL = Path(__file__).parents[2] / "src/lightship/v2"
 QUICK = Clocks(lame_s=0.01, drain_s=DEADLINE_S, stopped_s=DEADLINE_S, silent_s=5 * DEADLINE_S)
 PATIENT = ("--limit", "stopped_s=30", "--limit", "silent_s=150")  # a worker may stand still for as long as a test likes
 OPEN_METHODS = ("ServerLive", "ServerReady")
@@ -426,7 +426,7 @@ def test_the_wire_is_the_protocols():
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     assert message.SerializeToString().hex() == "0a016d2a0d0a01781204465033321a0201023a080000803f000020c0"
 
-    described = descriptor_pb2.FileDescriptorSet.FromString((CONTRACTS / "v2_grpc.binpb").read_bytes()).file[0]
+    described = descriptor_pb2.FileDescriptorSet.FromString((PROTOCOL / "v2_grpc.binpb").read_bytes()).file[0]
     theirs = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
     for ours in described.message_type:
         _same_fields(ours, theirs[ours.name])
@@ -445,10 +445,10 @@ def test_the_compiled_description_is_up_to_date(tmp_path):
     from grpc_tools import protoc
 
     out = tmp_path / "out.binpb"
-    protoc.main(["protoc", f"-I{CONTRACTS}", f"--descriptor_set_out={out}", "v2_grpc.proto"])
+    protoc.main(["protoc", f"-I{PROTOCOL}", f"--descriptor_set_out={out}", "v2_grpc.proto"])
 
     read = descriptor_pb2.FileDescriptorSet.FromString
-    assert read(out.read_bytes()) == read((CONTRACTS / "v2_grpc.binpb").read_bytes())
+    assert read(out.read_bytes()) == read((PROTOCOL / "v2_grpc.binpb").read_bytes())
 
 
 # Keys

@@ -399,7 +399,7 @@ def far() -> bytes:
 async def test_what_the_graph_cannot_run_is_the_clients_over_http_and_grpc(traps, release_model):
     """400 and INVALID_ARGUMENT; memory is 503 and RESOURCE_EXHAUSTED. Neighbors in the batch are answered."""
     grpc = pytest.importorskip("grpc")
-    messages = pytest.importorskip("lightship.serve.contracts.v2_grpc_messages")
+    messages = pytest.importorskip("lightship.v2.grpc_messages")
     release_model(traps, "far", graph=far())
     black = np.full((1, 1, 28, 28), BLACK, np.float32)
 

@@ -38,9 +38,9 @@ from lightship.errors import (
 )
 from lightship.serve.access import Access, Roles
 from lightship.serve.dispatch import Dispatcher, Exchange, Route
-from lightship.serve.grpc_library import load_grpc
 from lightship.serve.http import Head, Response
 from lightship.serve.limits import Clocks, Limits
+from lightship.v2.grpc_library import load_grpc
 
 if TYPE_CHECKING:
     import grpc

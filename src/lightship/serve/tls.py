@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightship.errors import InvalidInput
-from lightship.serve.grpc_library import load_grpc
+from lightship.v2.grpc_library import load_grpc
 
 if TYPE_CHECKING:
     from cryptography import x509

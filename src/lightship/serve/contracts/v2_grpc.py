@@ -15,13 +15,13 @@ from lightship.errors import LightshipError, NotFound, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.catalog import Catalog
 from lightship.serve.contracts.v2_grpc_codec import GrpcCodec, parsed
-from lightship.serve.contracts.v2_grpc_messages import message_class
 from lightship.serve.contracts.v2_model import View, Views
 from lightship.serve.dispatch import Exchange
 from lightship.serve.grpc_front import GrpcMethod
 from lightship.serve.limits import Limits
 from lightship.serve.model import Answer, Work
 from lightship.types import TensorSpec
+from lightship.v2.grpc_messages import message_class
 from lightship.version import __version__
 
 __all__ = ["V2Grpc"]

@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from lightship.errors import InvalidInput, InvalidTensor, TooLarge
 from lightship.serve.contracts.v2_codec import V2Request, Wanted
-from lightship.serve.contracts.v2_grpc_messages import message_class
 from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack, pack_bytes, unpack, unpack_bytes
 from lightship.types import DTYPES, TensorSpec
+from lightship.v2.grpc_messages import message_class
 
 __all__ = ["GrpcCodec", "parsed", "timeout_us"]
 

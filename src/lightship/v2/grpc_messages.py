@@ -18,7 +18,7 @@ __all__ = ["message_class"]
 
 @cache
 def _pool() -> descriptor_pool.DescriptorPool:
-    data = resources.files("lightship.serve.contracts").joinpath("v2_grpc.binpb").read_bytes()
+    data = resources.files("lightship.v2").joinpath("v2_grpc.binpb").read_bytes()
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
         pool.AddSerializedFile(file.SerializeToString())
