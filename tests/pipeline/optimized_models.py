@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +170,22 @@ WRECKED: dict[str, Callable[[], bytes]] = {
     "shifted rows": lambda: edited(digits_graph(), _shifted),
     "random": lambda: edited(digits_graph(), _random),
 }
+
+
+def with_three_outputs(graph: onnx.GraphProto, *, hidden: str = "Identity", digit: str = "ArgMax") -> None:
+    """Give the hidden layer and the digit beside the scores."""
+    graph.node.append(helper.make_node(hidden, ["a"], ["hidden"]))
+    graph.node.append(helper.make_node(digit, ["logits"], ["digit"], axis=1, keepdims=0))
+    graph.output.append(helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["N", HIDDEN]))
+    graph.output.append(helper.make_tensor_value_info("digit", TensorProto.INT64, ["N"]))
+
+
+OUTPUTS: dict[str, Callable[[], bytes]] = {
+    "all right": lambda: edited(digits_graph(_rounded), with_three_outputs),
+    "hidden layer": lambda: edited(digits_graph(), partial(with_three_outputs, hidden="Neg")),
+    "digit": lambda: edited(digits_graph(), partial(with_three_outputs, digit="ArgMin")),
+}
+"""Three outputs, of which labels judge one; the names say which of the others is wrecked."""
 
 ENCODER_WIDTH = 16
 

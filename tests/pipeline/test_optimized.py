@@ -177,6 +177,25 @@ def test_no_wrecked_variant_passes(home, propose, tmp_path, wreck, labels):
     assert len(_versions(home)) == 2
 
 
+@pytest.mark.parametrize("labels", [True, False], ids=["labeled", "plain"])
+def test_an_output_that_no_label_judges_must_stay_the_references(propose, tmp_path, labels):
+    """An embedding or a class beside right scores was anybody's guess: labels speak of the scores alone."""
+    home, graph = Home(tmp_path / "home"), models.edited(models.digits_graph(), models.with_three_outputs)
+    (tmp_path / "m.onnx").write_bytes(graph)
+    import_model(tmp_path / "m.onnx", name="digits", home=home, upto={"batch": 4})
+    propose({name.replace(" ", "-"): models.OUTPUTS[name]() for name in ("digit", "hidden layer", "all right")}, graph)
+
+    done = optimize_model(
+        "digits:1", data=models.rows_file(tmp_path / "rows.npz", labels=labels), output="logits", home=home
+    )
+
+    digit, hidden, good = done.outcomes
+    assert (digit.verdict, hidden.verdict, good.verdict) == ("failed", "failed", "passed")
+    assert "rows are broken" in digit.reason
+    faithful = next(row for row in done.evidence if row.check == "fidelity")
+    assert ("(of hidden, digit)" in faithful.summary) is labels
+
+
 def test_the_first_that_passes_is_taken(home, propose, labeled):
     """A wrecked one before it is named with its reason; the one after it is not judged."""
     wrecked = models.WRECKED["one class lost"]()

@@ -6,7 +6,8 @@ A variant can be wrong in many ways that one figure does not see, so there are s
   the plain cosine calls a scaled answer alike. Of an output with one value a row it is ``1 - (r - v)^2 / 2V``, V the
   variance of the reference: on average Lin's concordance correlation, with the reference's variance for both.
 - ``broken`` rows: a cosine below 7/8, or an error as large as the usual distance between answers to different rows,
-  or NaN. A mean forgives a few of them; nobody who sends one does. So their share has a bound and a budget of its own.
+  or NaN, or other integers or texts. A mean forgives a few of them; nobody who sends one does. So their share has a
+  bound and a budget of its own.
 - ``explained``: ``1 - error / V`` over all rows. A constant answer has at most 0 here, rows in a wrong order -1, also
   where all answers point nearly the same way and every cosine is near 1.
 
@@ -195,8 +196,7 @@ class FidelityMeter:
         same = [clopper_pearson(k, self.rows, confidence) for k in self._exact.values()]
         worst = max(self._floats.values(), key=lambda each: each.worst_loss, default=None)
         broken = [each.broken for each in found]
-        if not found:  # integers alone: a row that differs is broken
-            broken = [clopper_pearson(self.rows - k, self.rows, confidence) for k in self._exact.values()]
+        broken += [clopper_pearson(self.rows - k, self.rows, confidence) for k in self._exact.values()]
         return Fidelity(
             rows=self.rows,
             nonfinite_rows=max((each.nonfinite_rows for each in found), default=0),
