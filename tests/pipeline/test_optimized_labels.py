@@ -17,9 +17,11 @@ from lightship.errors import InvalidInput
 from lightship.optimize.answers import count_correct
 from lightship.optimize.candidate import Candidate, Rows
 from lightship.pipeline.imported import import_model
+from lightship.pipeline.labeled_answers import ScoredClasses
 from lightship.pipeline.optimized import optimize_model
 from lightship.pipeline.release_report import release_facts
 from lightship.registry.statements import read_statements
+from lightship.validate.looks import Speed
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +125,31 @@ def test_no_wrecked_variant_of_any_kind_passes(optimize, kind):
         assert outcome.verdict == "failed", (wreck.__name__, outcome.reason)
         layer = "first" if wreck is labeled.noise else "second"
         assert f"the first layer to go wrong is '{layer}'" in outcome.reason, (wreck.__name__, outcome.reason)
+
+
+def test_a_softmax_that_is_lost_or_put_in_is_refused():
+    """Classes and probabilities can be had from either, and whoever reads the answers gets other numbers."""
+    rng = np.random.default_rng(5)
+    truth = rng.integers(10, size=600)
+    logits = 4 * np.eye(10)[truth] + rng.normal(size=(600, 10))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    one = 1 / (1 + np.exp(-(2.0 * (truth[:, None] > 4) - 1)))
+
+    def verdicts(labels, reference, variant):
+        answers = ScoredClasses([str(number) for number in range(10)])
+        answers.add(range(600), labels, reference, variant)
+        found = answers.look("v", margin=0.01, harm_alpha=0.05, subjects={"v": "0" * 64}, speed=Speed())(0.05)
+        return {each.check: str(each.verdict) for each in found}
+
+    for labels, reference, variant in (
+        (truth, shares, logits),
+        (truth, logits, shares),
+        (truth, shares, np.log(shares)),
+        (truth > 4, one, np.log(one / (1 - one))),
+    ):
+        assert verdicts(labels.astype(np.int64), reference, variant) == {"probabilities": "failed"}
+    of_eight_bits = np.round(shares * 127) / 127  # whose sums are not quite 1
+    assert set(verdicts(truth, shares, of_eight_bits).values()) == {"passed"}
 
 
 @pytest.mark.parametrize(("kind", "off", "margin"), [("numbers", 0.15, 0.1), ("tags", 40.0, 0.1)])

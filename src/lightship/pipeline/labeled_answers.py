@@ -18,7 +18,7 @@ from lightship.validate.checks.accuracy import check_accuracy
 from lightship.validate.judge import Look
 from lightship.validate.logits import labels_of
 from lightship.validate.looks import Speed, look_at_classes, look_at_losses, look_at_scores, require_finite_reference
-from lightship.validate.meters import Kind, NumberMeter, TagMeter, class_scores, tags_of
+from lightship.validate.meters import Kind, NumberMeter, TagMeter, are_probabilities, class_scores, tags_of
 from lightship.validate.paired_losses import PairedNumbers, PairedTags
 from lightship.validate.row_losses import RowLosses
 from lightship.validate.statistics import wilson
@@ -29,6 +29,7 @@ MARGINS: Mapping[Kind, float] = {"classes": 0.01, "tags": 0.01, "numbers": 0.02}
 """What is too much to lose, unless somebody says otherwise: of accuracy, of right tags, and how much larger errors."""
 
 _BATCH = 32
+_ROUNDED_SUM = 0.25  # by which the sum of a variant's probabilities may be off: a softmax of int8 rounds every class
 
 
 class LabeledAnswers(Protocol):
@@ -85,12 +86,14 @@ class ScoredClasses(_Collected):
     def logits(self) -> tuple[np.ndarray, np.ndarray]:
         """What the reference and the variant answer, (rows, classes)."""
         _, reference, variant = self._all()
-        return scores_as_logits(reference), scores_as_logits(variant)
+        return scores_as_logits(reference), scores_as_logits(variant, like=reference)
 
     def look(self, name: str, *, margin: float, harm_alpha: float, subjects: Mapping[str, str], speed: Speed) -> Look:
         """Return the look at accuracy, probabilities and every class."""
         reference, variant = self.logits
         require_finite_reference(reference)
+        if other := self._other_scores():
+            return lambda _: (Evidence("probabilities", Verdict.FAILED, subjects, other, {}, {}),)
         return look_at_scores(
             name,
             self.truth,
@@ -102,6 +105,15 @@ class ScoredClasses(_Collected):
             subjects=subjects,
             speed=speed,
         )
+
+    def _other_scores(self) -> str:
+        """Say that one side gives probabilities and the other side does not: a softmax was lost, or put in."""
+        _, reference, variant = self._all()
+        were = are_probabilities(class_scores(reference))
+        if not np.isfinite(variant).all() or were == _are_probabilities(variant, like=reference):
+            return ""
+        one, other = ("probabilities", "other numbers") if were else ("other numbers", "probabilities")
+        return f"It answers {other} where the reference answers {one}, whatever classes they make likely"
 
     def quality(self, *, min_accuracy: float, confidence: float, subjects: Mapping[str, str]) -> Evidence:
         """Return the accuracy."""
@@ -197,18 +209,23 @@ def _shown(figure: Interval | None, *, percent: bool = False) -> str:
     return f"{middle} % ({low} to {high})" if percent else f"{middle} ({low} to {high})"
 
 
-def scores_as_logits(answers: np.ndarray) -> np.ndarray:
+def scores_as_logits(answers: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
     """Return scores of classes as logits: of probabilities (no value below 0, every row sums to 1) their logarithm.
 
-    One score a row is that of two classes.
+    One score a row is that of two classes. ``like`` are the reference's, where these are a variant's.
     """
     scores = class_scores(answers)
-    finite = np.isfinite(scores).all(axis=1)
-    rows = scores[finite].astype(np.float64)
-    if not len(rows) or rows.min() < 0 or not np.allclose(rows.sum(axis=1), 1, atol=1e-3):
+    if not _are_probabilities(answers, like=like):
         return scores
+    finite = np.isfinite(scores).all(axis=1)
     with np.errstate(invalid="ignore"):
         return np.where(finite[:, None], np.log(np.maximum(scores.astype(np.float64), 1e-30)), scores)
+
+
+def _are_probabilities(answers: np.ndarray, *, like: np.ndarray | None) -> bool:
+    if like is not None and are_probabilities(class_scores(like)):
+        return are_probabilities(class_scores(answers), tolerance=_ROUNDED_SUM)
+    return are_probabilities(class_scores(answers))
 
 
 def require_fitting(rows: GivenRows, *, alpha: float) -> None:

@@ -170,12 +170,12 @@ def metric_for(
     )
 
 
-def are_probabilities(scores: np.ndarray) -> bool:
+def are_probabilities(scores: np.ndarray, *, tolerance: float = _SUM_TOLERANCE) -> bool:
     """Whether every row of class scores is a distribution: none negative, sums of 1 (up to the rounding of int8)."""
     finite = scores[np.isfinite(scores).all(axis=1)]
     if not finite.size or finite.min() < 0:
         return False
-    return bool((np.abs(finite.sum(axis=1, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all())
+    return bool((np.abs(finite.sum(axis=1, dtype=np.float64) - 1) <= tolerance).all())
 
 
 def class_scores(answers: np.ndarray) -> np.ndarray:
