@@ -177,12 +177,33 @@ def test_graph_that_the_engine_does_not_run_is_dropped(run, graph):
     assert found["bad"].dropped.startswith("the engine does not run it: ")
 
 
+def test_graph_that_draws_random_numbers_is_dropped(run, reference):
+    """Wrong once in two hundred calls, it would be right whenever somebody looks."""
+
+    def sometimes(model: onnx.ModelProto) -> None:
+        _rename(model, "logits", "right")
+        model.graph.output[0].name = "logits"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.005), "seldom"))
+        model.graph.node.extend(
+            [
+                helper.make_node("RandomUniform", [], ["drawn"], shape=[1]),
+                helper.make_node("Greater", ["drawn", "seldom"], ["often"]),
+                helper.make_node("Cast", ["often"], ["kept"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Mul", ["right", "kept"], ["logits"]),
+            ]
+        )
+
+    found = run(Giving("lottery", graph=changed(reference, sometimes)))
+
+    assert found["lottery"].dropped.startswith("it draws random numbers (RandomUniform)")
+
+
 def test_slower_variant_is_dropped_with_its_figures(run, reference):
     """Speed was asked for, so what is slower than the reference is no candidate, and the line says by how much."""
     found = run(Giving("slow", graph=slower(reference)), settings=LATENCY)
 
     assert re.match(
-        r"about [\d.]+ times the reference's latency"
+        r"about [\d.,]+ times the reference's latency"
         r"|not shown to be better than the reference: latency .* times as slow",
         found["slow"].dropped,
     )
@@ -227,7 +248,7 @@ def test_rescue_of_what_is_slow_is_not_made(run, reference):
     found = run(Giving("slow", graph=slower(reference)), rescue, settings=LATENCY)
 
     assert re.match(
-        r"not needed: it is no faster than slow, and that takes about [\d.]+ times", found["rescue"].dropped
+        r"not needed: it is no faster than slow, and that takes about [\d.,]+ times", found["rescue"].dropped
     )
     assert rescue.seen is None
 

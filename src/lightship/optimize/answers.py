@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from lightship.engine.onnx_wire import operators_of
 from lightship.engine.runner import Runner
 from lightship.errors import InvalidInput
 from lightship.optimize.candidate import Quality, Rows
@@ -14,9 +16,20 @@ from lightship.validate.fidelity import FidelityMeter
 from lightship.validate.logits import nonfinite_rows
 from lightship.validate.meters import class_scores
 
-__all__ = ["answers_of", "count_correct", "quality_of", "require_same_interface", "scores_of", "up_to"]
+__all__ = [
+    "answers_of",
+    "count_correct",
+    "quality_of",
+    "random_operators",
+    "require_same_interface",
+    "scores_of",
+    "up_to",
+]
 
 _BATCH_ROWS = 64
+_RANDOM = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Sampling")
+)
 
 
 def scores_of(runner: Runner, rows: Rows) -> np.ndarray:
@@ -94,6 +107,11 @@ def require_same_interface(found: Interface, wanted: Interface) -> None:
             f"A variant must take and give what the reference does: {_tensors(wanted)}. This graph: {_tensors(found)}. "
             "Export it with the same names, types and sizes, and a free batch axis."
         )
+
+
+def random_operators(graph: bytes) -> Counter[str]:
+    """Return how often each operator that draws random numbers stands in a graph that has passed the audit."""
+    return Counter(operator.kind for operator in operators_of(graph) if operator.kind in _RANDOM)
 
 
 def _run(runner: Runner, rows: Rows) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

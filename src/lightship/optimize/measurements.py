@@ -13,7 +13,7 @@ import numpy as np
 from lightship.data.files import sha256_hex
 from lightship.engine.measure import PairedTiming, combined
 from lightship.errors import LightshipError, Refused
-from lightship.optimize.answers import answers_of, quality_of, require_same_interface, up_to
+from lightship.optimize.answers import answers_of, quality_of, random_operators, require_same_interface, up_to
 from lightship.optimize.candidate import Candidate, Quality, Rows, Speed
 from lightship.optimize.floor import floor_of
 from lightship.optimize.ledger import Ledger
@@ -148,6 +148,19 @@ class Measurements:
             return None
 
         self._ledger.recall(f"run {candidate.name}", work)
+
+    def require_no_chance(self, candidate: Candidate) -> None:
+        """Refuse what draws random numbers where the reference does not: it may be right whenever somebody looks.
+
+        Raises:
+            PassFailed: names the operators.
+        """
+        drawn = random_operators(self._loaded(candidate).graph) - random_operators(self._graph)
+        if drawn:
+            raise PassFailed(
+                f"it draws random numbers ({', '.join(sorted(drawn))}), which the reference does not: no test can tell "
+                "what it answers next"
+            )
 
     def quality(self, candidate: Candidate) -> Quality:
         """Hold its answers to the selection rows against the reference's."""

@@ -219,6 +219,7 @@ class _Search:
             if (twin := self._twin(candidate, before)) and not named:
                 return replace(candidate, dropped=f"the same graph as {twin}, run in the same way")
             known.require_runs(candidate)
+            known.require_no_chance(candidate)
             known.look(candidate)
             if (reason := self._too_dear(candidate)) and not named:
                 return replace(candidate, dropped=reason)
@@ -275,7 +276,7 @@ class _Search:
         return "" if cost < _PLAINLY_DEAR else self._rough_words(cost)
 
     def _rough_words(self, cost: float) -> str:
-        return f"about {cost:.2g} times the reference's {self._settings.objective} in a first look"
+        return f"about {float(f'{cost:.2g}'):,g} times the reference's {self._settings.objective} in a first look"
 
     # ---- all candidates ---------------------------------------------------------------------------------------------
 
