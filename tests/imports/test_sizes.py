@@ -143,6 +143,29 @@ def test_a_batch_that_gives_other_answers_ends_there():
     assert "17 rows fail, row 0 of 'y' is 1 off its answer alone" in found.words[0]
 
 
+def test_equal_rows_beside_each_other_are_tried():
+    """Whoever asks twice in one batch must not get zeros for the second question."""
+    nodes = [
+        node("Slice", ["x", "zero", "last", "zero"], ["ahead"]),
+        node("Slice", ["x", "one", "end", "zero"], ["behind"]),
+        node("Sub", ["behind", "ahead"], ["apart"]),
+        node("Abs", ["apart"], ["far"]),
+        node("ReduceMax", ["far", "one"], ["off"]),
+        node("Greater", ["off", "tiny"], ["other"]),
+        node("Concat", ["true", "other"], ["right"], axis=0),
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Where", ["right", "m", "nothing"], ["y"]),
+    ]
+    weights = {
+        "w": WEIGHT, "zero": np.array([0]), "one": np.array([1]), "last": np.array([-1]), "end": np.array([2**31]),
+        "tiny": np.float32(1e-9), "true": np.array([[True]]), "nothing": np.float32(0),
+    }  # fmt: skip
+
+    found = _try(model(nodes, [info("x", ["N", 4])], [info("y", ["N", 2])], weights), linear(), TABLE, _rows())
+
+    assert (found.problem, found.batch) == ("", 1)
+
+
 def test_nan_at_a_size_is_a_problem():
     """Where the reference gives numbers."""
 
