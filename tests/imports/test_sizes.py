@@ -69,6 +69,48 @@ def test_a_size_that_was_baked_in_is_found():
     assert found.problem.startswith("seq 1 fails")
 
 
+def _only_from(low: int) -> bytes:
+    """Return a graph that refuses shorter texts: it asks for the last of so many tokens."""
+
+    def change(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array([low - 1], np.int64), "place"))
+        graph.node.insert(0, node("Gather", ["input_ids", "place"], ["token"], axis=1))
+        graph.node.insert(1, node("Sub", ["token", "token"], ["nothing"]))
+        graph.node.insert(2, node("Add", ["input_ids", "nothing"], ["ids"]))
+        lookup = next(each for each in graph.node if each.op_type == "Gather" and each.output[0] != "token")
+        lookup.input[1] = "ids"
+
+    return _edited(attention(), change)
+
+
+def test_a_size_at_the_end_that_no_row_has_is_left_out():
+    """An engine that cannot run one token would else lose a variant that is right on every row."""
+    found = _try(_only_from(2), attention(), TOKENS, _tokens())
+
+    assert found.problem == ""
+    assert found.proven == {"seq": (2, 40)}
+    assert any(word.startswith("seq goes from 2 to 40: 1 fails") for word in found.words)
+
+
+def test_a_size_between_those_of_rows_is_never_left_out():
+    """Rows of one and of eight tokens: the range must hold both."""
+    found = _try(
+        _only_from(2),
+        attention(),
+        TOKENS,
+        [*_tokens(2), *_tokens(1, length=1)],
+    )
+
+    assert found.problem.startswith("seq 1 fails")
+
+
+def test_too_many_sizes_are_not_left_out():
+    """What begins at seven tokens of forty was not made for this model."""
+    found = _try(_only_from(7), attention(), TOKENS, _tokens())
+
+    assert found.problem.startswith("seq 1 fails")
+
+
 def test_zeros_at_other_lengths_are_found():
     """Right at the length that all rows have, and nothing at any other: no row would tell."""
     size = [info("x", ["batch", "len", 4])], [info("y", ["batch", 4])]

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from lightship.engine.measure import PairedTiming
 from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput, Refused
 from lightship.optimize.answers import count_correct, scores_of
@@ -23,7 +24,7 @@ from lightship.optimize.plan import Plan
 from lightship.optimize.search import MOST_PROPOSED, SearchResult, measure_file, search
 from lightship.optimize.settings import SearchSettings
 from lightship.optimize.variant_pass import PassFailed, apply_passes
-from lightship.types import Silent
+from lightship.types import Interval, Json, Silent
 
 SIZE = SearchSettings(objective=Objective.parse("size"), pairs=20, batches=(1, 8), threads=(1,))
 LATENCY = SearchSettings(pairs=20, batches=(1, 8), threads=(1,))
@@ -127,6 +128,31 @@ def result(reference, calibration, selection, tmp_path):
 def run(result):
     """Return a function that searches with some passes: name -> candidate."""
     return lambda *passes, **options: {each.name: each for each in result(*passes, **options).candidates}
+
+
+def noted(timing: PairedTiming, ratio: float) -> Json:
+    """Return a timing in one process with another ratio."""
+    return replace(timing, ratio=Interval(ratio, ratio - 0.01, ratio + 0.01, 0.95, 20)).to_json()
+
+
+@pytest.mark.parametrize(("unlucky", "proposed"), [(1, True), (9, False)], ids=["one", "nine"])
+def test_one_unlucky_process_of_many_hides_no_gain(result, reference, tmp_path, unlucky, proposed):
+    """Processes swing; with 7 of them a single bad one was enough to keep the reference."""
+    same = Giving("same", graph=changed(reference, lambda model: setattr(model, "doc_string", "same")))
+    result(same, settings=LATENCY)
+    ledger = tmp_path / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    (first,) = (line for line in lines if line["key"] == "pairs latency same 0")
+    measured = PairedTiming.from_json(first["value"]["value"])
+    for process in range(15):
+        value = noted(measured, 1.3 if 0 < process <= unlucky else 0.8)
+        lines.append({"key": f"pairs latency same {process}", "value": {"value": value}, "seconds": 0.1})
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    (found,) = result(same, settings=LATENCY).candidates
+
+    assert found.latency.timing.processes == (15 if proposed else 7)
+    assert bool(found.dropped) != proposed
 
 
 def test_reference_answers_all_rows(reference, selection):

@@ -5,6 +5,9 @@ between the ends of each range, at the ends, and at all the largest together; be
 drawn values do not reach is no fault of the variant. Its answers there must not be quite other ones than the
 reference's. Rows are tried beside other rows: dynamic quantization takes its scale from the whole batch, and an answer
 then depends on what else came in.
+An engine may refuse a size at the far end of a range that no row has, such as a picture one pixel high. Then the range
+is made smaller, by a quarter of the sizes that were tried at most. A size with wrong answers is never left out: what
+answers wrongly without a word may do so elsewhere.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ _OTHER = 0.5
 """Distance of answers that have nothing to do with each other: zeros, another row's. int8 stays far below."""
 _ALIKE = 1 / 32
 """Distance at the usual sizes up to which one at others tells something: drawn values are hard on int8."""
+_MOST_LEFT_OUT = 0.25
+"""Share of the sizes tried of a dimension: what works at fewer was not made for the sizes of this model."""
 _RUN_CPU_S = 10.0
 """CPU time of one run: at least twice what an import allows, as a busy machine costs some."""
 _BATCHES_CPU_S = 5.0
@@ -46,6 +51,7 @@ class Sizes:
     Attributes:
         problem: why the variant cannot stand in for the reference at its proven sizes; empty when it can.
         batch: the largest batch in which every row gets the answer that it gets alone; 1 when rows are mixed.
+        proven: least and greatest size of each other dimension.
         mixed: how far an answer moves with the rows beside it; 0 for a graph that does not mix rows.
         tried: each size, and what was wrong.
         words: what people should know, one line each.
@@ -56,6 +62,7 @@ class Sizes:
     mixed: float
     tried: tuple[Json, ...]
     words: tuple[str, ...]
+    proven: Mapping[str, tuple[int, int]]
 
 
 def _silent(what: str, runs: int) -> None:
@@ -84,6 +91,10 @@ def try_sizes(
     return _Sizes(reference, variant, interface, rows, tolerance, tell or _silent).found()
 
 
+class _DoesNotRun(LightshipError):
+    """The variant says that it cannot run a size, where a wrong answer would say nothing."""
+
+
 class _Sizes:
     def __init__(
         self,
@@ -100,6 +111,8 @@ class _Sizes:
         shape = {name: array.shape for name, array in rows[0].items()}
         self._rows = [row for row in rows if {name: array.shape for name, array in row.items()} == shape]
         self._start = self._sizes_of(self._rows[0])
+        self._given = [self._sizes_of(row) for row in rows]
+        self._proven = {dim: span for dim, span in interface.proven.items() if dim in self._start}
         self._tried: list[Json] = []
         self._words: list[str] = []
         self._usual: dict[str, tuple[float, float]] = {}
@@ -118,7 +131,7 @@ class _Sizes:
         return self._result(problem, batch, mixed)
 
     def _result(self, problem: str, batch: int, mixed: float) -> Sizes:
-        return Sizes(problem, batch, mixed, tuple(self._tried), tuple(self._words))
+        return Sizes(problem, batch, mixed, tuple(self._tried), tuple(self._words), self._proven)
 
     # -- batches ------------------------------------------------------------------------------------------------
 
@@ -179,27 +192,57 @@ class _Sizes:
     # -- other dimensions ---------------------------------------------------------------------------------------
 
     def _each_dimension(self) -> str:
-        for dim, (low, high) in self._interface.proven.items():
-            if (self._batched and dim == BATCH) or dim not in self._start:
-                continue
-            for size in sorted({low, high, *(size for size in LADDER if low < size < high)}):
-                if problem := self._problem_at({**self._start, dim: size}, rows=1):
-                    self._tried.append({"dimension": dim, "size": size, "problem": problem})
+        for dim, (low, high) in list(self._proven.items()):
+            sizes = sorted({low, high, *(size for size in LADDER if low < size < high)})
+            refused: dict[int, str] = {}
+            for size in sizes:
+                try:
+                    problem = self._problem_at({**self._start, dim: size}, rows=1)
+                except _DoesNotRun as exc:
+                    problem = refused[size] = str(exc)
+                self._tried.append({"dimension": dim, "size": size, "problem": problem or None})
+                if problem and size not in refused:
                     return f"{dim} {size} fails: {problem}"
-                self._tried.append({"dimension": dim, "size": size, "problem": None})
+            if refused and not self._narrowed(dim, sizes, refused):
+                size, why = next(iter(refused.items()))
+                return f"{dim} {size} fails: {why}"
         return ""
 
+    def _narrowed(self, dim: str, sizes: Sequence[int], refused: Mapping[int, str]) -> bool:
+        """Leave sizes out at the ends of a range; return False if rows have them, or it would be too many."""
+        given = [row[dim] for row in self._given]
+        least, greatest = min(given), max(given)
+        if any(least <= size <= greatest for size in refused):
+            return False
+        below = [size for size in refused if size < least]
+        above = [size for size in refused if size > greatest]
+        kept = [size for size in sizes if max(below, default=0) < size < min(above, default=size + 1)]
+        low, high = min([*kept, least]), max([*kept, greatest])
+        if len(sizes) - len(kept) > _MOST_LEFT_OUT * len(sizes):
+            return False
+        self._proven[dim] = (low, high)
+        size, why = next(iter(refused.items()))
+        self._words.append(f"{dim} goes from {low} to {high}: {size} fails, {why}")
+        return True
+
     def _all_at_their_largest(self, batch: int) -> str:
-        sizes = {dim: self._interface.proven.get(dim, (1, size))[1] for dim, size in self._start.items()}
+        sizes = {dim: self._proven.get(dim, (1, size))[1] for dim, size in self._start.items()}
         if sizes == self._start and batch == 1:
             return ""
-        problem = self._problem_at(sizes, rows=batch)
+        try:
+            problem = self._problem_at(sizes, rows=batch)
+        except _DoesNotRun as exc:
+            problem = str(exc)
         together: dict[str, Json] = {**sizes, **({BATCH: batch} if self._batched else {})}
         self._tried.append({"dimension": "all together", "size": together, "problem": problem or None})
         return f"all sizes at their largest fail: {problem}" if problem else ""
 
     def _problem_at(self, sizes: Mapping[str, int], *, rows: int) -> str:
-        """Run the variant where the reference runs; return what is wrong."""
+        """Run the variant where the reference runs; return what is wrong with its answer.
+
+        Raises:
+            _DoesNotRun: it gives none.
+        """
         for style in STYLES:
             drawn = draw(self._interface.inputs, {**sizes, BATCH: rows}, number=0, style=style)
             try:
@@ -209,7 +252,7 @@ class _Sizes:
             try:
                 found = self._run(self._variant, drawn)
             except LightshipError as exc:
-                return _first_sentence(exc)
+                raise _DoesNotRun(_first_sentence(exc)) from exc
             if self._cpu_s > _RUN_CPU_S * rows:
                 return f"it takes {self._cpu_s:.0f} s of CPU time"
             return _problem_of(found, expected) or self._estranged(found, expected, style)

@@ -103,6 +103,7 @@ class _SizesAnswer(msgspec.Struct, frozen=True, tag="sizes", forbid_unknown_fiel
     mixed: float
     tried: tuple[Any, ...]
     words: tuple[str, ...]
+    proven: dict[str, tuple[int, int]]
 
 
 _Message = _Step | _Failed | _Answer | _SizesAnswer
@@ -176,7 +177,7 @@ def try_sizes_apart(
         threads=usable_cores(),
     )
     answer = _apart(task, _SizesAnswer, lambda _: None, limit_s=limit_s)
-    return Sizes(answer.problem, answer.batch, answer.mixed, answer.tried, answer.words)
+    return Sizes(answer.problem, answer.batch, answer.mixed, answer.tried, answer.words, answer.proven)
 
 
 def _apart(task: _AnyTask, kind: type[_A], show: Callable[[_Step], None], *, limit_s: float) -> _A:
@@ -380,7 +381,7 @@ def _run_sizes(task: _SizesTask) -> _SizesAnswer:
         variant = load_runner(task.graph, engine=task.engine, options=theirs)
         stack.callback(variant.close)
         found = try_sizes(reference, variant, interface, [read_npz(row) for row in task.rows], tolerance=task.tolerance)
-    return _SizesAnswer(found.problem, found.batch, found.mixed, found.tried, found.words)
+    return _SizesAnswer(found.problem, found.batch, found.mixed, found.tried, found.words, dict(found.proven))
 
 
 def _plain(facts: Mapping[str, Json]) -> dict[str, Any]:

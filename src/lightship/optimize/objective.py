@@ -78,8 +78,15 @@ class Objective:
 
         Speeds count with the unfavorable end of their intervals. Of sizes any byte is a gain, as none is noise.
         """
-        least = _LEAST_GAIN if self.timed else 0.0
-        return self._cost(candidate, reference, surely=True) < 1 - least
+        return self._cost(candidate, reference, surely=True) < 1 - self._least_gain
+
+    def promising(self, candidate: Candidate, reference: Candidate) -> bool:
+        """Return whether the candidate seems to be better by more than a trifle."""
+        return self.cost(candidate, reference) < 1 - self._least_gain
+
+    @property
+    def _least_gain(self) -> float:
+        return _LEAST_GAIN if self.timed else 0.0
 
     def words(self, candidate: Candidate, reference: Candidate) -> str:
         """Say the candidate's figures for people."""

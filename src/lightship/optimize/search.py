@@ -37,6 +37,7 @@ MOST_PROPOSED = 3
 _PLAIN_LOSS = 0.05  # selection accuracy lost beyond which a gate look would be wasted, whatever the margin
 _TIE = 0.05  # costs that differ by less are taken for equal, and the better answers go first
 _ROUNDS = (1, 3, 7)  # fresh processes a candidate has been timed in after each round; 6 give a 95 % interval
+_UNDECIDED = 15  # processes of one that is left, seems to be better and is not shown to be: 3 of them may be unlucky
 _ROUNDS_NAMED = (3,)  # the gate does not ask of a named variant that it be faster
 _KEPT = 0.5  # share that stays after each round, never fewer than may be proposed
 _MAKING, _MADE = 0.6, 0.75  # shares of the time: no further variant is begun; the one that is being made is stopped
@@ -315,7 +316,16 @@ class _Search:
             alive = ranked[:keep]
             if any(self._known.count(each, self._settings.objective.timed[0]) < processes for each in alive):
                 break  # the time is over
-        return [*alive, *lost]
+        open_cases = [each for each in alive if self._is_undecided(each)]
+        decided, failed = self._round(open_cases, _UNDECIDED) if open_cases else ([], [])
+        return [*(each for each in alive if each not in open_cases), *decided, *failed, *lost]
+
+    def _is_undecided(self, candidate: Candidate) -> bool:
+        """Return whether it seems to be better than the reference, and chance could still be why."""
+        if self._settings.named:
+            return False
+        objective, base = self._settings.objective, self._known.base
+        return objective.promising(candidate, base) and not objective.shown(candidate, base)
 
     def _rounds(self) -> tuple[int, ...]:
         return _ROUNDS_NAMED if self._settings.named else _ROUNDS

@@ -646,7 +646,7 @@ class _Work:
             candidate=chosen.candidate,
             golden=chosen.golden,
             tolerance=chosen.tolerance,
-            batch=chosen.batch,
+            proven=chosen.proven,
             values=self._proven_values(gate, evidence),
             evidence=evidence,
             policy=policy,

@@ -20,8 +20,7 @@ from lightship.pipeline.signed_release import SignedRelease
 from lightship.pipeline.temperature import about_task
 from lightship.registry.records import EvidenceRow, Registered
 from lightship.registry.releases import VerifiedRelease
-from lightship.tasks.tensors import BATCH
-from lightship.types import Interface, Json, ValueRange
+from lightship.types import Json, ValueRange
 from lightship.validate.gate import Policy
 
 __all__ = ["Passed", "release_variant"]
@@ -38,7 +37,7 @@ class Passed:
         candidate: with its graph.
         golden: its answers to the parent's golden inputs.
         tolerance: what these may be off on another machine.
-        batch: the largest batch that it was proven for.
+        proven: least and greatest size of each free dimension that it was proven for.
         values: by input, the values that it was proven for.
         evidence: that the decision rests on.
         policy: that was applied.
@@ -50,7 +49,7 @@ class Passed:
     candidate: Candidate
     golden: VariantGolden
     tolerance: float
-    batch: int
+    proven: Mapping[str, tuple[int, int]]
     values: Mapping[str, ValueRange]
     evidence: tuple[Evidence, ...]
     policy: Policy
@@ -106,21 +105,13 @@ def _bundle(store: BlobStore, parent: VerifiedRelease, passed: Passed) -> Manife
     return build_bundle(
         store,
         task=passed.task,
-        interface=replace(_interface(theirs.interface, passed.batch), values=passed.values),
+        interface=replace(theirs.interface, proven=passed.proven, values=passed.values),
         variants=variants,
         default=candidate.name,
         golden=Golden(theirs.golden.inputs, answers),
         lineage=passed.lineage,
         contents=contents,
     )
-
-
-def _interface(theirs: Interface, batch: int) -> Interface:
-    """Return the parent's interface; the new variant may do smaller batches, never other sizes."""
-    if BATCH not in theirs.proven:
-        return theirs
-    low, high = theirs.proven[BATCH]
-    return replace(theirs, proven={**theirs.proven, BATCH: (low, max(low, min(high, batch)))})
 
 
 def _carried(

@@ -205,6 +205,16 @@ class VariantLook:
             return 1
         return self.sizes.batch
 
+    @property
+    def proven(self) -> dict[str, tuple[int, int]]:
+        """The ranges of the new version: the parent's, or smaller ones, never larger."""
+        assert self.sizes is not None  # noqa: S101 - asked for after the look
+        proven = {**self._subject.interface.proven, **self.sizes.proven}
+        if BATCH in proven and self._subject.batched:
+            low, high = proven[BATCH]
+            proven[BATCH] = (low, max(low, min(high, self.batch)))
+        return proven
+
     def _shapes(self, sizes: Sizes) -> Evidence:
         wanted = self.candidate.throughput.batch if self.candidate.throughput else 1
         most = self._subject.interface.proven.get(BATCH, (1, 1))[1]
@@ -216,7 +226,7 @@ class VariantLook:
         if sizes.mixed:
             moved = f"an answer moves by up to {sizes.mixed:.2g} with the rows beside it (dynamic quantization)"
             words.append(moved + ("; rows run one at a time" if self.batch == 1 and most > 1 else ""))
-        ranges = {**self._subject.interface.proven, **({BATCH: (1, self.batch)} if self._subject.batched else {})}
+        ranges = self.proven
         said = ", ".join(f"{name} {low} to {high}" for name, (low, high) in sorted(ranges.items()))
         summary = problem or "; ".join([f"Works for {said or 'its one size'}", *words])
         return Evidence(
