@@ -273,10 +273,11 @@ def free_url() -> str:
 
 
 @contextmanager
-def start_server(home: Home, name: str, *, log: Path) -> Iterator[tuple[str, Path]]:
-    """Serve a model as its own process; give (address, file with a key)."""
+def start_server(home: Home, name: str, *, log: Path, grpc: bool = False) -> Iterator[tuple[str, Path]]:
+    """Serve a model as its own process; give (address, file with a key); the address is that of HTTP or of gRPC."""
     environment = {**os.environ, "LIGHTSHIP_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lightship.cli.main", "serve", name, "--port", "0", "--json"]
+    command += ["--grpc-port", "0"] if grpc else []
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
@@ -284,7 +285,8 @@ def start_server(home: Home, name: str, *, log: Path) -> Iterator[tuple[str, Pat
         try:
             said = process.stdout.readline()
             assert said, log.read_text()
-            yield json.loads(said)["url"], home.keys / "default.key"
+            found = json.loads(said)
+            yield f"grpc://{found['grpc_url']}" if grpc else found["url"], home.keys / "default.key"
         finally:
             process.terminate()
             process.wait(timeout=20)

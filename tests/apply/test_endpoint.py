@@ -13,12 +13,13 @@ from tests.apply.conftest import TASK, gray, logits_of, release, start_server
 
 from lightship.apply.client import AsyncClient
 from lightship.apply.endpoint import validate_endpoint
+from lightship.apply.grpc_client import GrpcClient
 from lightship.bundle.manifest import Variant
 from lightship.bundle.signing import TrustStore
 from lightship.bundle.statement import open_evidence
 from lightship.cli.main import cli
 from lightship.data.home import Home
-from lightship.errors import Unauthenticated, Unavailable, status_of
+from lightship.errors import InvalidInput, Unauthenticated, Unavailable, status_of
 from lightship.types import Verdict
 
 EXAMPLES = [gray(value) for value in (0, 120, 255)]
@@ -187,6 +188,43 @@ def test_a_proxy_that_changes_values_is_found(server, shared_home, serve, door):
     assert f"Golden input golden/0.png: {where}" in found.summary
     assert ("first at [2]" in found.summary) is (door == "infer")
     assert found.measured["first_difference"]["input"] == "golden/0.png"
+
+
+def test_over_grpc_every_way_is_asked_too(shared_home, tmp_path, monkeypatch):
+    """The right server passes by the command; a key is needed, and goes unencrypted to this machine alone."""
+    monkeypatch.setenv("LIGHTSHIP_HOME", str(shared_home.root))
+    with start_server(shared_home, "shades", log=tmp_path / "log", grpc=True) as (url, key_file):
+        command = ["validate", "shades:1", "--endpoint", url, "--key-file", str(key_file), "--json"]
+        done = CliRunner().invoke(cli, command)
+        with pytest.raises(Unauthenticated, match="LIGHTSHIP_KEY"):
+            validate_endpoint(shared_home, "shades", GrpcClient(url, key="wrong"))
+    with pytest.raises(Unavailable, match="reached"):
+        validate_endpoint(shared_home, "shades", GrpcClient(url, key="gone", timeout_s=5))
+
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [each["way"].replace("32", "8") for each in found["measured"]["asked"]] == WAYS
+    assert [each["answers"] for each in found["measured"]["asked"]] == [3, 3, 64, 64, 3]
+    assert found["method"]["tensors"].startswith("V2 over gRPC")
+    with pytest.raises(InvalidInput, match=r"would go to models\.example"):
+        GrpcClient("grpc://models.example:8001", key="k")
+    with pytest.raises(InvalidInput, match=r"such as grpc://127\.0\.0\.1:8001"):
+        GrpcClient("grpc://models.example", key="k")
+
+
+def test_over_grpc_another_preprocessing_is_found(shared_home, tmp_path):
+    """The same graph behind another mean: tensors are answered right, images are not."""
+    home = Home(tmp_path / "other")
+    skewed = [(0.5 - 0.4) / 0.5 + np.mean(TASK.encode(image)["image"]) for image in EXAMPLES]
+    golden = (np.array(skewed)[:, None] * [-4.0, 0.0, 4.0] + [0, 0.5, 0]).astype(np.float32)
+    release(home, config=OTHER_MEAN, golden=golden)
+    with start_server(home, "shades", log=tmp_path / "log", grpc=True) as (url, key_file):
+        client = GrpcClient(url, key=key_file.read_text().strip())
+        found = validate_endpoint(shared_home, "shades", client, together=8)
+
+    assert found.verdict is Verdict.FAILED
+    assert "its preprocessing is not what was released" in found.summary
+    assert [bool(each["wrong"]) for each in found.measured["asked"]] == [False, True, False, True, False]
 
 
 def test_what_is_no_answer_is_an_error_of_its_class(server, shared_home, free_url):

@@ -53,6 +53,7 @@ __all__ = [
     "infer",
     "inference",
     "metadata",
+    "plain_text",
     "predict",
     "ready",
     "retry_after_s",
@@ -287,7 +288,7 @@ def error_of(event: Reply | Broken | None, *, wall: Callable[[], float] = time.t
         case 502 | 503:
             return Unavailable(text, retry_after_s=wait_s)
         case status if 300 <= status < 400:
-            place = _plain(event.headers.get("location", "nowhere"))
+            place = plain_text(event.headers.get("location", "nowhere"))
             return LightshipError(f"The server answers {status} and points to {place}. Give that as base_url.")
         case status if 400 <= status < 500:
             return InvalidInput(text)
@@ -300,12 +301,14 @@ def _message(reply: Reply) -> str:
         said = value["error"] if isinstance(value, dict) else ""
     except (ValueError, KeyError):
         said = ""
-    text = _plain(said if isinstance(said, str) and said else f"The server answered {reply.status} without a message.")
+    text = plain_text(
+        said if isinstance(said, str) and said else f"The server answered {reply.status} without a message."
+    )
     request_id = reply.headers.get("x-request-id")
-    return f"{text} (request {_plain(request_id)})" if request_id else text
+    return f"{text} (request {plain_text(request_id)})" if request_id else text
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Return a server's text in one line that cannot steer a terminal."""
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
     return "".join(char if char.isprintable() else " " for char in shown)

@@ -25,7 +25,7 @@ from lightship.apply.calls import Broken, Call, Inference, ModelMetadata, Pause,
 from lightship.apply.images import Image, upload
 from lightship.errors import InvalidInput, LightshipError
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "key_for"]
 
 T = TypeVar("T")
 
@@ -36,23 +36,35 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
 
 
+def key_for(host: str, key: str | None, *, scheme: str, allow_plain: bool) -> str | None:
+    """Return the key to send to a host: the one given, else what the variable LIGHTSHIP_KEY holds, if anything.
+
+    Raises:
+        InvalidInput: it is none, or would go unencrypted to another machine.
+    """
+    key = key if key is not None else os.environ.get(KEY_VARIABLE)
+    if not key:
+        return None
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InvalidInput("A key is printable ASCII without spaces. Check the file or variable it came from.")
+    if scheme in ("http", "grpc") and not _is_loopback(host) and not allow_plain:
+        raise InvalidInput(
+            f"The key would go to {host} over plain {scheme}, where others can read it. Use {scheme}s, or "
+            "allow_plain_http=True if the network itself encrypts."
+        )
+    return key
+
+
 class _Address:
     """Where to send, with what, and the check that the key may go there."""
 
     def __init__(self, base_url: str, key: str | None, *, allow_plain_http: bool) -> None:
         url = _parsed(base_url)
         self.base = str(url).rstrip("/")
-        key = key if key is not None else os.environ.get(KEY_VARIABLE)
+        found = key_for(url.host, key, scheme=url.scheme, allow_plain=allow_plain_http)
         self.headers = {"user-agent": "lightship-client", "accept": "application/json, application/octet-stream"}
-        if key:
-            if not (key.isascii() and key.isprintable() and " " not in key):
-                raise InvalidInput("A key is printable ASCII without spaces. Check the file or variable it came from.")
-            if url.scheme == "http" and not _is_loopback(url.host) and not allow_plain_http:
-                raise InvalidInput(
-                    f"The key would go to {url.host} over plain http, where others can read it. Use https, or "
-                    "allow_plain_http=True if the network itself encrypts."
-                )
-            self.headers["authorization"] = f"Bearer {key}"
+        if found:
+            self.headers["authorization"] = f"Bearer {found}"
 
     def request(self, client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
         """Return the request that ``step`` describes."""

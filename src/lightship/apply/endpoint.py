@@ -1,7 +1,8 @@
 """Hold a live endpoint against the release that it should serve: send it the golden inputs and compare.
 
-Each input goes the ways that callers go: as tensors by V2 and, where the task has raw inputs, raw by the raw door; one
-after the other, then many at once so that the server puts them into batches, then as rows of one request.
+Each input goes the ways that callers go: as tensors by V2 and, where the task has raw inputs, raw (by the raw door;
+over gRPC by ``NAME.raw``); one after the other, then many at once so that the server puts them into batches, then as
+rows of one request.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from lightship.apply.answers import Answer
 from lightship.apply.calls import ModelMetadata
 from lightship.apply.client import AsyncClient
+from lightship.apply.grpc_client import GrpcClient
 from lightship.bundle.arrays import array_from_npy
 from lightship.bundle.manifest import Variant
 from lightship.bundle.signing import TrustStore
@@ -41,9 +43,12 @@ _NOT_OF_THE_ANSWER = (Unauthenticated, Forbidden, Unavailable)
 _MOVES = 2.0  # times what was seen of a variant whose rows move each other: other rows may move it a little more
 _SAID = 80  # characters of what an endpoint says of itself; a digest has 71
 _ROUNDING = 1e-9  # of probabilities, which are computed in float64 on both sides
+_GRPC_ROUNDING = 1e-7  # over gRPC they come as float32
 
 
-def validate_endpoint(home: Home, reference: str, client: AsyncClient, *, together: int = TOGETHER) -> Evidence:
+def validate_endpoint(
+    home: Home, reference: str, client: AsyncClient | GrpcClient, *, together: int = TOGETHER
+) -> Evidence:
     """Return what was found: evidence ``endpoint``.
 
     Args:
@@ -87,7 +92,7 @@ class _Endpoint:
     """One endpoint, and the release that it should serve."""
 
     def __init__(
-        self, home: Home, release: VerifiedRelease, client: AsyncClient, *, pinned: bool, together: int
+        self, home: Home, release: VerifiedRelease, client: AsyncClient | GrpcClient, *, pinned: bool, together: int
     ) -> None:
         self._home, self._release, self._client = home, release, client
         self._together = together
@@ -125,7 +130,7 @@ class _Endpoint:
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    async def _in_batches(self, client: AsyncClient, recorded: _Recorded, variant: str) -> list[Asked]:
+    async def _in_batches(self, client: AsyncClient | GrpcClient, recorded: _Recorded, variant: str) -> list[Asked]:
         moved = self._moved(variant) if self._batched else 0.0
         beside = _Recorded(recorded.outputs, recorded.tolerance + _MOVES * moved)
         count = max(2 * self._together, len(self._rows))
@@ -149,7 +154,7 @@ class _Endpoint:
 
         return list(await asyncio.gather(*(one(number) for number in range(count))))
 
-    async def _tensors(self, client: AsyncClient, index: int) -> _Came:
+    async def _tensors(self, client: AsyncClient | GrpcClient, index: int) -> _Came:
         inputs = {name: array[np.newaxis] if self._batched else array for name, array in self._rows[index].items()}
         try:
             found = await client.inference(self._name, inputs)
@@ -160,16 +165,19 @@ class _Endpoint:
         outputs = {name: array if self._batched else array[np.newaxis] for name, array in found.outputs.items()}
         return _Came(index, outputs, found.version)
 
-    async def _raw(self, client: AsyncClient, index: int) -> _Came:
+    async def _raw(self, client: AsyncClient | GrpcClient, index: int) -> _Came:
         try:
-            answer = await client.predict(self._name, self._raws[index])
+            if isinstance(client, GrpcClient):
+                answer = await client.predict(self._name, self._raws[index], self._task.labels)
+            else:
+                answer = await client.predict(self._name, self._raws[index])
         except _NOT_OF_THE_ANSWER:
             raise
         except LightshipError as exc:
             return _Came(index, exc)
         return _Came(index, answer, "" if answer.version is None else str(answer.version))
 
-    async def _one_request(self, client: AsyncClient, indices: Sequence[int]) -> list[_Came]:
+    async def _one_request(self, client: AsyncClient | GrpcClient, indices: Sequence[int]) -> list[_Came]:
         inputs = {name: np.stack([self._rows[index][name] for index in indices]) for name in self._rows[0]}
         try:
             found = await client.inference(self._name, inputs)
@@ -192,7 +200,8 @@ class _Endpoint:
 
     def _compared(self, way: str, came: Sequence[_Came], recorded: _Recorded) -> Asked:
         raw = way.startswith("raw")
-        allowed = self._task.answer_tolerance(recorded.tolerance) + _ROUNDING if raw else recorded.tolerance
+        rounding = _GRPC_ROUNDING if isinstance(self._client, GrpcClient) else _ROUNDING
+        allowed = self._task.answer_tolerance(recorded.tolerance) + rounding if raw else recorded.tolerance
         worst, offs = 0.0, []
         for each in came:
             off, words = self._compare(each, recorded, allowed)
@@ -276,7 +285,7 @@ class _Endpoint:
             "golden_inputs": len(self._rows),
             "compared_with": variant,
             "at_once": self._together,
-            "tensors": "V2, binary",
+            "tensors": "V2 over gRPC, raw contents" if isinstance(self._client, GrpcClient) else "V2, binary",
         }
         return check_endpoint(
             self._released,

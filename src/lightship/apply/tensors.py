@@ -17,7 +17,7 @@ import numpy as np
 from lightship.errors import InvalidTensor, LightshipError
 from lightship.types import DTYPES
 
-__all__ = ["HEAD_LENGTH", "pack_request", "unpack_response"]
+__all__ = ["HEAD_LENGTH", "pack_request", "pack_tensor", "unpack_response", "unpack_tensor"]
 
 HEAD_LENGTH = "inference-header-content-length"
 """The header that says how long the JSON head is."""
@@ -40,7 +40,7 @@ def pack_request(inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None
         raise InvalidTensor("An inference needs at least one input tensor. Got none.")
     heads, bodies = [], []
     for name, array in inputs.items():
-        datatype, data = _pack(name, np.asarray(array))
+        datatype, data = pack_tensor(name, np.asarray(array))
         heads.append(
             {
                 "name": name,
@@ -59,7 +59,12 @@ def pack_request(inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None
     return b"".join([encoded, *bodies]), len(encoded)
 
 
-def _pack(name: str, array: np.ndarray) -> tuple[str, bytes]:
+def pack_tensor(name: str, array: np.ndarray) -> tuple[str, bytes]:
+    """Return the datatype of an array, and its bytes as the protocol has them.
+
+    Raises:
+        InvalidTensor: a dtype that the protocol does not have.
+    """
     if array.dtype.kind in "OSU":
         items = [item.encode() if isinstance(item, str) else item for item in array.ravel().tolist()]
         if not all(isinstance(item, bytes) for item in items):
@@ -90,7 +95,7 @@ def unpack_response(body: bytes, head_length: str | None) -> tuple[Mapping[str, 
         for item in head["outputs"]:
             size = (item.get("parameters") or {}).get("binary_data_size")
             data = item.get("data") if size is None else body[at : at + size]
-            outputs[str(item["name"])] = _unpack(item, data)
+            outputs[str(item["name"])] = unpack_tensor(item, data)
             at += size or 0
         if at != len(body):
             raise ValueError(f"{len(body)} bytes came and {at} are accounted for")
@@ -99,7 +104,12 @@ def unpack_response(body: bytes, head_length: str | None) -> tuple[Mapping[str, 
     return head, outputs
 
 
-def _unpack(item: Mapping[str, Any], data: Any) -> np.ndarray:
+def unpack_tensor(item: Mapping[str, Any], data: Any) -> np.ndarray:
+    """Return the array that ``name``, ``datatype`` and ``shape`` and the data say: bytes, or nested lists.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
     datatype, shape = item["datatype"], tuple(int(size) for size in item["shape"])
     if datatype not in DTYPES or min(shape, default=0) < 0:
         raise ValueError(f"output {item['name']!r} has the datatype {datatype!r} and the shape {shape}")

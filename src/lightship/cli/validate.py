@@ -27,6 +27,7 @@ __all__ = ["validate"]
         "lightship validate recipe.toml",
         "lightship validate recipe.toml --variant mine.onnx",
         "lightship validate digits:2 --endpoint https://models.example:8000 --out found.json",
+        "lightship validate digits --endpoint grpc://127.0.0.1:8001",
     )
 )
 @click.argument("what", metavar="RECIPE|NAME[@ALIAS|:VERSION]")
@@ -34,7 +35,9 @@ __all__ = ["validate"]
     "--variant", type=click.Path(path_type=Path), help="Judge this graph file instead of the variants made here."
 )
 @click.option(
-    "--endpoint", metavar="URL", help="Judge the server at this address: does it answer as NAME was released?"
+    "--endpoint",
+    metavar="URL",
+    help="Judge the server at this address (http, https, grpc or grpcs): does it answer as NAME was released?",
 )
 @click.option("--key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="A file with the server's key; by default the variable LIGHTSHIP_KEY.")  # fmt: skip
@@ -42,7 +45,7 @@ __all__ = ["validate"]
               help="Seconds for one request, with --endpoint.")  # fmt: skip
 @click.option("--ca-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Certificates (PEM) to trust with --endpoint, instead of the usual ones.")  # fmt: skip
-@click.option("--allow-plain-http", is_flag=True, help="Send the key to another machine without https.")
+@click.option("--allow-plain-http", is_flag=True, help="Send the key to another machine unencrypted.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.json",
               help="Keep what was found about an endpoint: as text for people, and signed.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Show no progress.")
@@ -75,17 +78,29 @@ def validate(
         raise click.UsageError("--variant goes with a RECIPE, not with --endpoint.")
     from lightship.apply.client import AsyncClient
     from lightship.apply.endpoint import validate_endpoint
+    from lightship.apply.grpc_client import GrpcClient, is_grpc
     from lightship.data.home import Home
     from lightship.errors import Refused
     from lightship.types import Verdict
 
-    client = AsyncClient(
-        endpoint,
-        key=key_in(key_file),
-        timeout_s=timeout_s,
-        allow_plain_http=allow_plain_http,
-        verify=trusted_by(ca_file),
-    )
+    client: AsyncClient | GrpcClient
+    if is_grpc(endpoint):
+        trusted_by(ca_file)  # says so if it holds no certificates
+        client = GrpcClient(
+            endpoint,
+            key=key_in(key_file),
+            timeout_s=timeout_s,
+            allow_plain=allow_plain_http,
+            authority=ca_file.read_bytes() if ca_file else None,
+        )
+    else:
+        client = AsyncClient(
+            endpoint,
+            key=key_in(key_file),
+            timeout_s=timeout_s,
+            allow_plain_http=allow_plain_http,
+            verify=trusted_by(ca_file),
+        )
     home = Home.from_environment()
     found = validate_endpoint(home, what, client)
     if out is not None:
