@@ -13,7 +13,7 @@ from lightship.types import Verdict
 from lightship.validate.fidelity import FidelityBudget, FidelityMeter
 from lightship.validate.gate import Policy, apply_policy
 from lightship.validate.judge import REFERENCE, Candidate, judge
-from lightship.validate.looks import Speed, look_at_fidelity, look_at_scores, require_finite_reference
+from lightship.validate.looks import Speed, look_at_classes, look_at_fidelity, require_finite_reference
 
 LABELS = tuple(str(k) for k in range(5))
 SUBJECTS = {"reference": "0" * 64}
@@ -51,7 +51,7 @@ def gate():
 
 def candidate(gate, name, logits, speed, *, reference=None):
     """Return a candidate with its look; speed is asked for."""
-    look = look_at_scores(
+    look = look_at_classes(
         name,
         gate[0],
         gate[2] if reference is None else reference,

@@ -22,7 +22,7 @@ from lightship.engine.runner import EngineOptions, load_runner
 from lightship.types import Verdict
 from lightship.validate.fidelity import FidelityBudget, FidelityMeter
 from lightship.validate.judge import REFERENCE, Candidate, judge
-from lightship.validate.looks import look_at_fidelity, look_at_scores
+from lightship.validate.looks import look_at_classes, look_at_fidelity
 
 Weights = dict[str, np.ndarray]
 Answers = np.ndarray
@@ -335,7 +335,7 @@ def by_fidelity(reference, variant, name="variant"):
 def by_labels(truth, reference, variant, name="variant"):
     """Compare answers with labels."""
     labels = [str(k) for k in range(reference.shape[1])]
-    look = look_at_scores(
+    look = look_at_classes(
         name, truth, reference, variant, labels=labels, margin=MARGIN, harm_alpha=0.05, subjects=SUBJECTS
     )
     return Candidate(name, look)

@@ -17,7 +17,7 @@ from lightship.types import Interval, Verdict
 from lightship.validate.checks.accuracy import check_accuracy
 from lightship.validate.judge import Look
 from lightship.validate.logits import labels_of
-from lightship.validate.looks import Speed, look_at_classes, look_at_losses, look_at_scores, require_finite_reference
+from lightship.validate.looks import Speed, look_at_classes, look_at_losses, require_finite_reference
 from lightship.validate.meters import Kind, NumberMeter, TagMeter, are_probabilities, class_scores, tags_of
 from lightship.validate.paired_losses import PairedNumbers, PairedTags
 from lightship.validate.row_losses import RowLosses
@@ -94,7 +94,7 @@ class ScoredClasses(_Collected):
         require_finite_reference(reference)
         if other := self._other_scores():
             return lambda _: (Evidence("probabilities", Verdict.FAILED, subjects, other, {}, {}),)
-        return look_at_scores(
+        return look_at_classes(
             name,
             self.truth,
             reference,

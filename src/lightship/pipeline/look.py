@@ -32,7 +32,7 @@ from lightship.validate.checks.values import Seen, proven_values
 from lightship.validate.gate import Policy, policy_named
 from lightship.validate.judge import Candidate, Judgement, judge
 from lightship.validate.logits import labels_of
-from lightship.validate.looks import Speed, look_at_scores, require_finite_reference
+from lightship.validate.looks import Speed, look_at_classes, require_finite_reference
 
 __all__ = ["Judged", "Look"]
 
@@ -119,7 +119,7 @@ class Look:
 
     def _look(self, judged: Judged, speed: Speed) -> Callable[[float], Sequence[Evidence]]:
         self._analysis.note("gate", judged.variant, judged.logits)
-        look = look_at_scores(
+        look = look_at_classes(
             judged.name,
             self._truth,
             self._reference.logits,

@@ -34,7 +34,6 @@ __all__ = [
     "look_at_classes",
     "look_at_fidelity",
     "look_at_losses",
-    "look_at_scores",
     "require_finite_reference",
 ]
 
@@ -79,54 +78,6 @@ def require_finite_reference(answers: np.ndarray) -> None:
         )
 
 
-def look_at_scores(
-    name: str,
-    truth: np.ndarray,
-    reference: np.ndarray,
-    variant: np.ndarray,
-    *,
-    labels: Sequence[str],
-    margin: float,
-    harm_alpha: float,
-    subjects: Mapping[str, str],
-    speed: Speed | None = None,
-    class_margin: float = 0.05,
-) -> Look:
-    """Return the look at a classifier: accuracy, probabilities, every class, and speed.
-
-    Args:
-        name: of the candidate.
-        truth: int classes of the gate rows, shape (n,).
-        reference: class scores, shape (n, classes), finite.
-        variant: of the same shape.
-        labels: the classes' names.
-        margin: a drop in accuracy of this much is too much.
-        harm_alpha: for the harm to a class: the whole, not a share. A smaller one would protect less.
-        subjects: reference and variant, with their SHA-256.
-        speed: what was measured of it.
-        class_margin: see ``check_class_harm``.
-
-    Raises:
-        InvalidTensor: scores of unequal shapes.
-    """
-    require_same_shape(reference=reference, variant=variant)
-
-    def look(alpha: float) -> Sequence[Evidence]:
-        timed = (speed or Speed()).evidence(name, subjects=subjects)
-        broken = nonfinite_rows(variant)
-        if broken.size:
-            return (evidence_of_nonfinite(broken, total=len(truth), margin=margin, subjects=subjects), *timed)
-        one, two = labels_of(reference), labels_of(variant)
-        return (
-            check_noninferiority(truth, one, two, margin=margin, alpha=alpha, subjects=subjects),
-            check_probabilities(reference, variant, alpha=alpha, subjects=subjects),
-            check_class_harm(truth, one, two, labels=labels, alpha=harm_alpha, margin=class_margin, subjects=subjects),
-            *timed,
-        )
-
-    return look
-
-
 def look_at_classes(
     name: str,
     truth: np.ndarray,
@@ -140,28 +91,38 @@ def look_at_classes(
     speed: Speed | None = None,
     class_margin: float = 0.05,
 ) -> Look:
-    """Return the look at classes that come without scores: accuracy, every class, and speed.
+    """Return the look at a classifier: accuracy, probabilities where it gives scores, every class, and speed.
 
     Args:
         name: of the candidate.
         truth: int classes of the gate rows, shape (n,).
-        reference: the classes that it answers, of the same shape.
-        variant: likewise.
+        reference: class scores, shape (n, classes), finite; or the classes that it answers, shape (n,).
+        variant: of the same shape.
         labels: the classes' names.
-        margin: as of ``look_at_scores``, and so are the others.
-        harm_alpha: see there.
-        subjects: see there.
-        speed: see there.
-        class_margin: see there.
+        margin: a drop in accuracy of this much is too much.
+        harm_alpha: for the harm to a class: the whole, not a share. A smaller one would protect less.
+        subjects: reference and variant, with their SHA-256.
+        speed: what was measured of it.
+        class_margin: see ``check_class_harm``.
+
+    Raises:
+        InvalidTensor: answers of unequal shapes.
     """
+    require_same_shape(reference=reference, variant=variant)
+    scored = reference.ndim > 1
 
     def look(alpha: float) -> Sequence[Evidence]:
+        timed = (speed or Speed()).evidence(name, subjects=subjects)
+        broken = nonfinite_rows(variant) if scored else np.empty(0)
+        if broken.size:
+            return (evidence_of_nonfinite(broken, total=len(truth), margin=margin, subjects=subjects), *timed)
+        one, two = (labels_of(each) if scored else each for each in (reference, variant))
+        probable = (check_probabilities(reference, variant, alpha=alpha, subjects=subjects),) if scored else ()
         return (
-            check_noninferiority(truth, reference, variant, margin=margin, alpha=alpha, subjects=subjects),
-            check_class_harm(
-                truth, reference, variant, labels=labels, alpha=harm_alpha, margin=class_margin, subjects=subjects
-            ),
-            *(speed or Speed()).evidence(name, subjects=subjects),
+            check_noninferiority(truth, one, two, margin=margin, alpha=alpha, subjects=subjects),
+            *probable,
+            check_class_harm(truth, one, two, labels=labels, alpha=harm_alpha, margin=class_margin, subjects=subjects),
+            *timed,
         )
 
     return look
