@@ -292,6 +292,8 @@ def _quality(found: Mapping[str, Any] | None) -> str:
         return ""
     if found.get("correct") is not None:
         return f"{found['correct']}/{found['rows']} right"
+    if found.get("loss") is not None:
+        return f"error {found['loss']:.3g}"
     if found.get("cosine"):
         return f"cos {found['cosine']['estimate']:.4f}"
     return f"{found['snr_db']['estimate']:.0f} dB" if found.get("snr_db") else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -15,6 +16,7 @@ from lightship.types import Interface
 from lightship.validate.fidelity import FidelityMeter
 from lightship.validate.logits import nonfinite_rows
 from lightship.validate.meters import class_scores
+from lightship.validate.row_losses import RowLosses, are_shares
 
 __all__ = [
     "answers_of",
@@ -77,14 +79,21 @@ def quality_of(
         expected: what the reference answers to the same batches.
         rows: the rows of these batches, and perhaps more.
     """
-    meter = FidelityMeter()
-    start, correct = 0, None if rows.labels is None else 0
+    meter, losses = FidelityMeter(), None
+    start, correct = 0, None if rows.labels is None or rows.kind != "classes" else 0
     for wanted, found in zip(expected, answers, strict=False):
         meter.add(wanted, found)
-        if rows.labels is not None and correct is not None:
-            scores = found[rows.output]
-            correct += _right(scores, rows.labels[start : start + len(scores)])
-            start += len(scores)
+        if rows.labels is None:
+            continue
+        scores = found[rows.output]
+        places = range(start, start + len(scores))
+        truth, start = rows.labels[start : places.stop], places.stop
+        if correct is not None:
+            correct += _right(scores, truth)
+            continue
+        losses = losses or RowLosses(rows.kind, shares=are_shares(wanted[rows.output]))
+        losses.add(places, truth, scores)
+    mean = None if losses is None else float(losses.values.mean())
     fidelity = meter.result()
     return Quality(
         rows=fidelity.rows,
@@ -93,6 +102,7 @@ def quality_of(
         agreement=fidelity.agreement,
         cosine=fidelity.cosine,
         snr_db=fidelity.snr_db,
+        loss=mean if mean is not None and math.isfinite(mean) else None,
     )
 
 

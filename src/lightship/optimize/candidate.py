@@ -11,6 +11,7 @@ import numpy as np
 from lightship.engine.measure import PairedTiming
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
 from lightship.types import Interval, Json
+from lightship.validate.meters import Kind
 
 __all__ = ["NOT_BEGUN", "ONNX_RUNTIME", "Candidate", "Quality", "Rows", "Speed", "limited_runner"]
 
@@ -27,15 +28,17 @@ class Rows:
 
     Attributes:
         inputs: arrays by the name of the input; the first axis are rows.
-        labels: int64 classes, shape (rows,); None when nobody labeled them.
+        labels: int64 classes, shape (rows,); tags or numbers, (rows, ...); None when nobody labeled them.
         output: the output that holds class scores or an embedding, shape (rows, n).
         batched: False for a graph without a batch dimension: each row is run alone, without that axis.
+        kind: what the labels are.
     """
 
     inputs: Mapping[str, np.ndarray]
     labels: np.ndarray | None
     output: str
     batched: bool = True
+    kind: Kind = "classes"
 
     @property
     def count(self) -> int:
@@ -49,7 +52,7 @@ class Rows:
             if self.batched:
                 yield start, {name: array[start : start + step] for name, array in self.inputs.items()}
             else:
-                yield start, {name: array[start] for name, array in self.inputs.items()}
+                yield start, {name: array[start, ...] for name, array in self.inputs.items()}
 
     def first(self, count: int) -> Rows:
         """Return at most the first ``count`` rows."""
@@ -59,7 +62,7 @@ class Rows:
     def repeated(self, count: int) -> dict[str, np.ndarray]:
         """Return the inputs of one batch of exactly ``count`` rows: these rows, again from the start if need be."""
         if not self.batched:
-            return {name: np.ascontiguousarray(array[0]) for name, array in self.inputs.items()}
+            return {name: array[0, ...].copy() for name, array in self.inputs.items()}  # a scalar keeps its rank
         order = np.arange(count) % self.count
         return {name: np.ascontiguousarray(array[order]) for name, array in self.inputs.items()}
 
@@ -71,7 +74,8 @@ class Quality:
     Attributes:
         rows: how many there are.
         nonfinite_rows: how many of them it answers with NaN or infinity where the reference does not.
-        correct: right answers, of labeled rows; NaN or infinity is no answer.
+        correct: right answers, of rows with classes; NaN or infinity is no answer.
+        loss: mean loss of rows with numbers or tags, see ``validate.row_losses``; None also where it is not finite.
         agreement: share of rows with the reference's class.
         cosine: mean over rows, to the reference's answer.
         snr_db: power of the reference's answers over that of the difference, in decibels.
@@ -83,6 +87,7 @@ class Quality:
     agreement: Interval | None = None
     cosine: Interval | None = None
     snr_db: Interval | None = None
+    loss: float | None = None
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form, which ``from_json`` reads back."""
@@ -90,6 +95,7 @@ class Quality:
             "rows": self.rows,
             "nonfinite_rows": self.nonfinite_rows,
             "correct": self.correct,
+            "loss": self.loss,
             **{name: value.to_json() if value else None for name, value in self._intervals()},
         }
 
@@ -99,7 +105,7 @@ class Quality:
         intervals = {
             name: Interval(**found[name]) if found[name] else None for name in ("agreement", "cosine", "snr_db")
         }
-        return cls(found["rows"], found["nonfinite_rows"], found["correct"], **intervals)
+        return cls(found["rows"], found["nonfinite_rows"], found["correct"], **intervals, loss=found["loss"])
 
     def _intervals(self) -> tuple[tuple[str, Interval | None], ...]:
         return (("agreement", self.agreement), ("cosine", self.cosine), ("snr_db", self.snr_db))

@@ -50,4 +50,6 @@ def _loss(candidate: Candidate) -> float:
         return 0.0
     if quality.correct is not None:
         return -float(quality.correct)
+    if quality.loss is not None:
+        return quality.loss
     return 0.0 if quality.cosine is None else -quality.cosine.estimate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from lightship.optimize.timing import Call, Clockwork, Sweep, Way
 from lightship.optimize.variant_pass import PassFailed, read_note
 from lightship.tasks.npz import write_npz
 from lightship.types import Interface, Json
+from lightship.validate.meters import Kind
 
 __all__ = ["REFERENCE", "Measurements"]
 
@@ -161,6 +163,24 @@ class Measurements:
                 f"it draws random numbers ({', '.join(sorted(drawn))}), which the reference does not: no test can tell "
                 "what it answers next"
             )
+
+    @property
+    def kind(self) -> Kind:
+        """What the labels of the selection rows are, if they have some."""
+        return self._selection.kind
+
+    def lost(self, candidate: Candidate) -> float | None:
+        """Return what it loses against the labels: a share of rows or tags; of numbers, by which share errors grow."""
+        quality, base = candidate.quality, self.base.quality
+        if quality is None or base is None:
+            return None
+        if quality.correct is not None and base.correct is not None:
+            return (base.correct - quality.correct) / max(quality.rows, 1)
+        if quality.loss is None or base.loss is None:
+            return None
+        if self.kind == "tags":
+            return quality.loss - base.loss
+        return quality.loss / base.loss - 1 if base.loss > 0 else 0.0 if quality.loss == 0 else math.inf
 
     def quality(self, candidate: Candidate) -> Quality:
         """Hold its answers to the selection rows against the reference's."""

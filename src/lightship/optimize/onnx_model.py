@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lightship.errors import LightshipError
 from lightship.optimize.variant_pass import PassFailed
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
+    "flatten_biases",
     "graphs_inside",
     "name_nodes",
     "parse",
@@ -217,6 +220,37 @@ def name_nodes(model: onnx.ModelProto) -> None:
         name = node.name or next((output for output in node.output if output), node.op_type)
         taken[name] = taken.get(name, 0) + 1
         node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+
+
+def flatten_biases(model: onnx.ModelProto) -> None:
+    """Give each product (Gemm) its bias as one number a column, as quantizers take it: others broadcast to that."""
+    from onnx import helper, numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or node.input[1] not in tensors:
+            continue
+        bias = tensors.get(node.input[2])
+        columns = tensors[node.input[1]].dims[0 if _is_set(node, "transB") else 1]
+        if bias is None or list(bias.dims) == [columns]:
+            continue
+        values = numpy_helper.to_array(bias)
+        if values.shape[:-1] in ((), (1,)):
+            flat = np.ascontiguousarray(np.broadcast_to(values.reshape(-1), columns))
+            name = f"{node.name}/bias"
+            model.graph.initializer.append(numpy_helper.from_array(flat, name))
+            node.input[2] = name
+        elif not any(each.name == "beta" and each.f != 1 for each in node.attribute):  # one a row: an addition
+            added = helper.make_node("Add", [f"{node.output[0]}/product", bias.name], [node.output[0]])
+            added.name = f"{node.name}/add"
+            node.output[0] = added.input[0]
+            del node.input[2]
+            model.graph.node.append(added)
+    sort_nodes(model)
+
+
+def _is_set(node: onnx.NodeProto, name: str) -> bool:
+    return any(attribute.name == name and attribute.i for attribute in node.attribute)
 
 
 def _with_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

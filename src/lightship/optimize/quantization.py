@@ -14,7 +14,7 @@ import numpy as np
 from lightship.optimize.calibration import Method, Range, activation_ranges, first_rows
 from lightship.optimize.cleanup import clean_up
 from lightship.optimize.isolation import undisturbed
-from lightship.optimize.onnx_model import name_nodes, ready_to_quantize, serialize, sort_nodes
+from lightship.optimize.onnx_model import flatten_biases, name_nodes, ready_to_quantize, serialize, sort_nodes
 from lightship.optimize.qdq import float_where_int8_misleads
 from lightship.optimize.variant_pass import PassFailed
 
@@ -44,6 +44,7 @@ def quantize(
     model = ready_to_quantize(graph, name=name)
     if cleaned:
         model = _cleaned(model, name)
+    flatten_biases(model)
     before = model.SerializeToString(deterministic=True)
     try:
         with undisturbed():

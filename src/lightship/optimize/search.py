@@ -34,7 +34,7 @@ from lightship.validate.fidelity import FidelityBudget
 __all__ = ["MOST_PROPOSED", "SearchResult", "measure_file", "search"]
 
 MOST_PROPOSED = 3
-_PLAIN_LOSS = 0.05  # selection accuracy lost beyond which a gate look would be wasted, whatever the margin
+_UNSEEN_GROWTH = 0.005  # of a mean loss: numbers that are rounded otherwise err by a little more or less
 _TIE = 0.05  # costs that differ by less are taken for equal, and the better answers go first
 _ROUNDS = (1, 3, 7)  # fresh processes a candidate has been timed in after each round; 6 give a 95 % interval
 _UNDECIDED = 15  # processes of one that is left, seems to be better and is not shown to be: 3 of them may be unlucky
@@ -250,8 +250,9 @@ class _Search:
         quality, base = candidate.quality, self._known.base.quality
         if quality is None or base is None:
             return False
-        if quality.correct is not None and base.correct is not None:
-            return quality.correct >= base.correct
+        lost = self._known.lost(candidate)
+        if lost is not None:
+            return lost <= (_UNSEEN_GROWTH if self._known.kind == "numbers" else 0)
         return not _missed(quality, self._settings.budget or FidelityBudget(), surely=True)
 
     def _pass_s(self) -> float:
@@ -411,10 +412,12 @@ class _Search:
             return ""
         if quality.nonfinite_rows and quality.correct is None:
             return f"answers {quality.nonfinite_rows} of {quality.rows} selection rows with NaN or infinity"
-        if quality.correct is not None and base.correct is not None:
-            lost = (base.correct - quality.correct) / max(quality.rows, 1)
-            if lost > _PLAIN_LOSS:
-                return f"loses {lost:.1%} accuracy on the selection rows"
+        lost = self._known.lost(candidate)
+        if lost is not None and lost > self._settings.most_lost:
+            if self._known.kind == "numbers":
+                return f"errs by {lost:.1%} more than the reference on the selection rows"
+            what = "accuracy" if self._known.kind == "classes" else "of the tags"
+            return f"loses {lost:.1%} {what} on the selection rows"
         return _missed(quality, self._settings.budget) if self._settings.budget else ""
 
     def _cost(self, candidate: Candidate) -> float:
@@ -447,4 +450,6 @@ def _truth(candidate: Candidate) -> float:
         return 0.0
     if quality.correct is not None:
         return float(quality.correct)
+    if quality.loss is not None:
+        return -quality.loss
     return quality.cosine.estimate if quality.cosine else 0.0

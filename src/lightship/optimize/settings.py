@@ -23,6 +23,8 @@ class SearchSettings:
         pairs: most interleaved timing pairs a process.
         threads: of the engines, each tried.
         budget: how far answers may be from the reference's; None leaves that to the labels.
+        most_lost: what of selection accuracy may be lost, or by how much a mean loss may grow; beyond, a look at the
+            gate rows would be wasted.
         named: a person asked for these variants: what can be made is proposed, however fast it is and however it
             answers, and the gate alone decides.
     """
@@ -34,4 +36,5 @@ class SearchSettings:
     pairs: int = 200
     threads: tuple[int, ...] = field(default_factory=lambda: tuple(sorted({1, usable_cores()})))
     budget: FidelityBudget | None = None
+    most_lost: float = 0.05
     named: bool = False

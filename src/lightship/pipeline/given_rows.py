@@ -118,7 +118,7 @@ class GivenRows:
         return [self._file.stacked(batch) for batch in self._batches(rows, _CALIBRATION_BATCH)]
 
     def selection(self) -> Rows:
-        """Return the selection rows as one array for each input, with labels where they are classes.
+        """Return the selection rows as one array for each input, with their labels.
 
         Rows of several sizes are padded with zeros if the model has a mask among its inputs; else those of the size
         that most of them have are taken. The gate sees all rows as they are.
@@ -149,9 +149,10 @@ class GivenRows:
                 "rows of several sizes are padded with zeros to search on; the gate runs them as they are"
             )
         inputs = {spec.name: _stacked([row[spec.name] for row in rows]) for spec in self._interface.inputs}
-        classes = self.labels if self.labels and self.labels.kind == "classes" else None
-        labels = classes.values[list(indices[: len(rows)])] if classes else None
-        return Rows(inputs, labels, self.output, batched=self._batched)
+        if self.labels is None:
+            return Rows(inputs, None, self.output, batched=self._batched)
+        labels = self.labels.values[list(indices[: len(rows)])]
+        return Rows(inputs, labels, self.output, batched=self._batched, kind=self.labels.kind)
 
     @property
     def batched(self) -> bool:

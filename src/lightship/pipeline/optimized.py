@@ -37,7 +37,7 @@ from lightship.pipeline.analysis import Analysis
 from lightship.pipeline.cache import StageCache, code_digest, library_versions
 from lightship.pipeline.given_rows import GivenRows
 from lightship.pipeline.golden_answers import answers_to
-from lightship.pipeline.labeled_answers import MARGINS, require_fitting
+from lightship.pipeline.labeled_answers import MARGINS, answers_to_labels, require_fitting
 from lightship.pipeline.labeled_rows import GivenClasses, GivenValues
 from lightship.pipeline.optimized_release import Passed, release_variant
 from lightship.pipeline.release_report import write_optimized_report
@@ -64,8 +64,8 @@ from lightship.validate.meters import KINDS, Kind
 __all__ = ["OptimizedRelease", "optimize_model"]
 
 ALPHA = 0.05
-_SEARCHED_BY = FidelityBudget(min_cosine=0.9)
-"""What is so far from the reference on selection rows with numbers or tags is not worth a look at the gate rows."""
+_WASTED = 5.0
+"""Times the margin: what loses as much on selection rows is not worth a look at the gate rows."""
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _KEPT_SEARCHES = 4
 _SEEN_ROWS = 64  # read at once to note their values
@@ -339,6 +339,7 @@ class _Work:
         self._threads = usable_cores()
         self._words = parent.words
         self._gate_looks = 0
+        self._about_reference: tuple[Evidence, ...] = ()
 
     def run(self, folder: Path) -> OptimizedRelease:
         subject, asked = self._parent.subject, self._asked
@@ -359,6 +360,8 @@ class _Work:
             about = judgement.evidence
             if asked.calm and judgement.chosen == REFERENCE:
                 looks, about = self._reference_look(gate, found)
+            if gate is not None and judgement.chosen == REFERENCE:
+                self._about_reference = self._of_reference(gate, judged=bool(found.proposed))
         finally:
             reference.close()
         chosen = next((each for each in looks if each.candidate.name == judgement.chosen), None)
@@ -471,7 +474,8 @@ class _Work:
             objective=asked.objective,
             minutes=asked.minutes,
             batches=tuple(size for size in _BATCHES if size <= most),
-            budget=None if rows is None else self._searched_by(rows),
+            budget=None if rows is None or rows.labels else asked.budget or FidelityBudget(),
+            most_lost=_WASTED * self._margin(rows),
         )
         work = folder / self._key(rows, plans)
         work.mkdir(parents=True, exist_ok=True)
@@ -487,11 +491,9 @@ class _Work:
             progress=self._progress,
         )
 
-    def _searched_by(self, rows: GivenRows) -> FidelityBudget | None:
-        """Return what a variant must keep on selection rows; right classes are counted, and speak for themselves."""
-        if rows.labels is None:
-            return self._asked.budget or FidelityBudget()
-        return None if rows.labels.kind == "classes" else _SEARCHED_BY
+    def _margin(self, rows: GivenRows | None) -> float:
+        """Return what is too much to lose, of labeled rows."""
+        return self._asked.margin or MARGINS[rows.labels.kind if rows and rows.labels else "classes"]
 
     def _key(self, rows: GivenRows | None, plans: Sequence[Plan]) -> str:
         """Name the folder of the search by everything that decides it: the same call goes on where it was stopped."""
@@ -504,6 +506,7 @@ class _Work:
             "objective": str(asked.objective),
             "minutes": repr(asked.minutes),
             "budget": None if asked.budget is None else repr(asked.budget),
+            "margin": repr(self._margin(rows)),
             "output": asked.output,
             "code": code_digest(
                 "optimize",
@@ -522,7 +525,7 @@ class _Work:
 
     def _gate(self, rows: GivenRows) -> GateRows:
         labels, asked, parent = rows.labels, self._asked, self._parent
-        margin = asked.margin or MARGINS[labels.kind if labels else "classes"]
+        margin = self._margin(rows)
         gate = GateRows(rows, asked.budget, margin, ALPHA)
         if labels is None:
             return gate
@@ -554,6 +557,20 @@ class _Work:
         look = VariantLook(self._parent.subject, reference, gate=gate, objective=found.objective, threads=self._threads)
         evidence = look(ALPHA)
         return [look], tuple(each for each in evidence if each.check in ("golden", "shapes", "values"))
+
+    def _of_reference(self, gate: GateRows, *, judged: bool) -> tuple[Evidence, ...]:
+        """Return what people should know of the reference, which stays; the gate rows tell if they were looked at."""
+        about = self._parent.subject.subjects()
+        data = gate.rows.evidence(subjects=about, looks=self._gate_looks)
+        if not judged or gate.rows.labels is None or gate.analysis is None:
+            return (data,)
+        answers = answers_to_labels(gate.rows.labels)
+        for indices, _, expected in gate.rows.answered("gate", _SEEN_ROWS):
+            given = expected[gate.rows.labels.output]
+            answers.add(indices, gate.rows.truth(indices), given, given)
+        quality = answers.quality(min_accuracy=self._asked.min_accuracy or 0.0, confidence=1 - ALPHA, subjects=about)
+        reference = Candidate(REFERENCE, graph=self._parent.subject.graph)
+        return (data, quality, *gate.analysis.of(reference, subjects=about))
 
     @staticmethod
     def _verdict(judgement: Judgement) -> str:
@@ -731,7 +748,7 @@ class _Work:
 
     def _reported(self, result: OptimizedRelease) -> OptimizedRelease:
         write_atomic(result.report, json.dumps(result.to_json(), indent=1).encode())
-        write_optimized_report(self._home, result)
+        write_optimized_report(self._home, result, self._about_reference)
         return result
 
 

@@ -5,7 +5,7 @@ What only a run has (curves, pictures of rows) is not in there; all figures are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,6 +140,7 @@ def kept_facts(
     *,
     search: Mapping[str, Json],
     outcomes: Outcomes,
+    evidence: Sequence[Evidence],
     words: tuple[str, ...],
     created: str,
 ) -> ReportFacts:
@@ -150,6 +151,7 @@ def kept_facts(
         reference: the release that stays.
         search: what was tried, as ``SearchResult.to_json`` has it.
         outcomes: what became of those that were proposed to the gate.
+        evidence: about the rows, and how good the reference is on them.
         words: what people should know, one line each.
         created: RFC 3339 time.
     """
@@ -164,7 +166,10 @@ def kept_facts(
         created=created,
         released=True,
         headline=headline,
-        reasons=tuple(f"{word[:1].upper()}{word[1:]}" for word in words if word.lower() not in headline.lower()),
+        reasons=(
+            *(f"{name}: {why}" for name, (verdict, why) in outcomes.items() if verdict is not Verdict.PASSED),
+            *(f"{word[:1].upper()}{word[1:]}" for word in words if word.lower() not in headline.lower()),
+        ),
         task=stays.task,
         chosen=REFERENCE,
         status="kept",
@@ -173,7 +178,8 @@ def kept_facts(
         lineage=stays.lineage,
         commands=stays.commands,
     )
-    return replace(facts_of([tried], given), gate_accuracy=stays.gate_accuracy, data=stays.data)
+    facts = facts_of([*evidence, tried], given)
+    return replace(facts, gate_accuracy=facts.gate_accuracy or stays.gate_accuracy, data=facts.data or stays.data)
 
 
 def _dropped(search: Mapping[str, Json]) -> list[str]:
@@ -181,8 +187,11 @@ def _dropped(search: Mapping[str, Json]) -> list[str]:
     return [text_of(each.get("dropped")) for each in items_of(search.get("candidates"))]
 
 
-def write_optimized_report(home: Home, result: OptimizedRelease) -> Path:
-    """Write page, facts and card of an optimized model, or of a search that found nothing better; return the page."""
+def write_optimized_report(home: Home, result: OptimizedRelease, evidence: Sequence[Evidence] = ()) -> Path:
+    """Write page, facts and card of an optimized model, or of a search that found nothing better; return the page.
+
+    A release brings its own evidence; what was found where the reference stays is given.
+    """
     from lightship.pipeline.release_card import card_of
 
     outcomes = {each.name: (each.verdict, each.reason) for each in result.outcomes}
@@ -193,6 +202,7 @@ def write_optimized_report(home: Home, result: OptimizedRelease) -> Path:
             f"{result.name}:{result.parent}",
             search=result.search,
             outcomes=outcomes,
+            evidence=evidence,
             words=result.words,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )

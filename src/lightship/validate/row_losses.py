@@ -16,7 +16,7 @@ import numpy as np
 from lightship.errors import InvalidTensor
 from lightship.validate.meters import Kind, tags_of
 
-__all__ = ["LOSS_NAMES", "RowLosses"]
+__all__ = ["LOSS_NAMES", "RowLosses", "are_shares"]
 
 LOSS_NAMES: Mapping[Kind, str] = {
     "numbers": "mean absolute error",
@@ -25,6 +25,11 @@ LOSS_NAMES: Mapping[Kind, str] = {
 }
 
 _MOST_VALUES = 64  # a row; of wider answers the losses alone are kept
+
+
+def are_shares(scores: np.ndarray) -> bool:
+    """Return whether scores of tags are probabilities."""
+    return bool(scores.size and np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1)
 
 
 class RowLosses:
@@ -54,7 +59,7 @@ class RowLosses:
             )
         true, given = truth.reshape(len(rows), -1), answers.reshape(len(rows), -1)
         if self.shares is None and given.size and self.kind == "tags":
-            self.shares = bool(np.nanmin(given) >= 0 and np.nanmax(given) <= 1)
+            self.shares = are_shares(given)
         self._rows += rows
         self._losses.append(self._loss(true, given))
         self._wide = self._wide or true.shape[1] > _MOST_VALUES

@@ -153,11 +153,14 @@ def _row(name: str, unit: str, value: Interval) -> tuple[str, str, str, str, str
 def _quality_rows(facts: ReportFacts) -> Iterator[Sequence[str]]:
     if facts.gate_accuracy is not None:
         yield _row("accuracy on the gate rows", "share", facts.gate_accuracy)
+    if facts.losses is not None:
+        unit = "number" if facts.losses.kind == "numbers" else "share"
+        yield _row(f"{facts.losses.name.lower()} on the gate rows", unit, facts.losses.overall)
     for name, unit, value in facts.fidelity:
         yield _row(f"{name.lower() if name != 'SNR' else name} against the reference", unit, value)
     worst = sorted(facts.per_class, key=lambda one: one.f1.estimate)[:_WEAKEST]
     for one in worst:
-        yield _row(f"F1 of class {one.label}", "share", one.f1)
+        yield _row(f"F1 of {'class' if facts.losses is None else 'tag'} {one.label}", "share", one.f1)
     if facts.calibration is not None:
         yield _row("calibration error", "share", facts.calibration.ece)
 
@@ -193,8 +196,9 @@ def _limits(facts: ReportFacts) -> Iterator[str]:
             yield f"- {piece.verdict.value.capitalize()}: **{_text(piece.title)}**. {_text(piece.summary)}"
     for part in facts.slices:
         if part.worse:
-            shown = f"{numerals.percent(part.accuracy.estimate)} ({numerals.percent_range(part.accuracy)})"
-            yield f"- Worse where {_text(part.words)}: accuracy {shown} on {part.rows:,} rows"
+            unit = "number" if part.measure == "mean absolute error" else "share"
+            shown = f"{numerals.quality(part.accuracy, unit)} ({numerals.quality_range(part.accuracy, unit)})"
+            yield f"- Worse where {_text(part.words)}: {_text(part.measure)} {shown} on {part.rows:,} rows"
     for value in facts.values:
         if value.problem:
             yield f"- {_first(value.case)} in {_text(value.input)}: {_text(value.problem)}"

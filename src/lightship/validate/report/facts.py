@@ -314,8 +314,9 @@ class SliceFacts:
         words: what they have in common.
         rows: of the gate part.
         share: of the gate part.
-        accuracy: on these gate rows.
+        accuracy: on these gate rows; or the mean loss, see ``measure``.
         worse: it is shown that the model is worse here than elsewhere.
+        measure: what ``accuracy`` is: ``accuracy``, ``mean absolute error`` or ``share of wrong tags``.
     """
 
     words: str
@@ -323,6 +324,7 @@ class SliceFacts:
     share: float
     accuracy: Interval
     worse: bool
+    measure: str = "accuracy"
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""
@@ -332,18 +334,25 @@ class SliceFacts:
             "share": number_json(self.share),
             "accuracy": interval_json(self.accuracy),
             "worse": self.worse,
+            "measure": self.measure,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class SliceHarmFacts:
-    """What the variant lost and gained against the reference on one slice of the gate rows."""
+    """What the variant lost and gained against the reference on one slice of the gate rows.
+
+    Attributes:
+        before, after: mean losses of the reference and of the variant, where rows are not just right or wrong.
+    """
 
     words: str
     rows: int
     losses: int
     gains: int
     verdict: Verdict
+    before: float | None = None
+    after: float | None = None
 
     def to_json(self) -> dict[str, Json]:
         """Return the JSON form."""
@@ -353,6 +362,99 @@ class SliceHarmFacts:
             "losses": self.losses,
             "gains": self.gains,
             "verdict": self.verdict.value,
+            "before": number_json(self.before),
+            "after": number_json(self.after),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualBinFacts:
+    """Quantiles of answer less label, of rows with answers between ``low`` and ``high``."""
+
+    low: float
+    high: float
+    rows: int
+    p05: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {key: number_json(getattr(self, key)) for key in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class OneValueFacts:
+    """Errors of one of several values of an answer."""
+
+    value: str
+    mae: Interval
+    rmse: Interval | None
+    r2: float | None
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "value": self.value,
+            "mae": interval_json(self.mae),
+            "rmse": interval_json(self.rmse),
+            "r2": number_json(self.r2),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class WorstRowFacts:
+    """A row with a large loss: its label and its answer, or the tags that it should have had and should not have."""
+
+    row: str
+    loss: float
+    truth: str
+    answer: str
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {"row": self.row, "loss": number_json(self.loss), "truth": self.truth, "answer": self.answer}
+
+
+@dataclass(frozen=True, slots=True)
+class LossFacts:
+    """What is wrong where answers are numbers or tags.
+
+    Attributes:
+        kind: ``numbers`` or ``tags``.
+        name: of the loss of a row.
+        overall: mean loss of the gate rows.
+        rmse, r2: of numbers.
+        bias: mean of answer less label, of answers of one number.
+        bins: the residuals over the size of the answer, likewise.
+        values: of answers of several numbers, the least explained first.
+        worst: rows with the largest losses.
+    """
+
+    kind: str
+    name: str
+    overall: Interval
+    rmse: Interval | None = None
+    r2: float | None = None
+    bias: Interval | None = None
+    bins: tuple[ResidualBinFacts, ...] = ()
+    values: tuple[OneValueFacts, ...] = ()
+    worst: tuple[WorstRowFacts, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the JSON form."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "overall": interval_json(self.overall),
+            "rmse": interval_json(self.rmse),
+            "r2": number_json(self.r2),
+            "bias": interval_json(self.bias),
+            "bins": [one.to_json() for one in self.bins],
+            "values": [one.to_json() for one in self.values],
+            "worst": [one.to_json() for one in self.worst],
         }
 
 
@@ -617,6 +719,7 @@ class ReportFacts:
         calibration, slices, slice_harm, near_duplicates, values, divergence: as in the evidence of these names.
         lineage, machine: (name, value) in the order to show.
         commands: (label, command line): how to go on.
+        losses: of numbers and tags; then ``per_class`` are the tags.
         gate_accuracy: of the chosen variant on the gate part; those of ``variants`` are on the selection part.
         cost: accuracy of the chosen variant less that of the reference, answer by answer on the gate part.
         fidelity: (name, unit, interval) of how alike the chosen variant's answers are to the reference's, on gate rows.
@@ -637,6 +740,7 @@ class ReportFacts:
     front: FrontFacts | None = None
     per_class: tuple[ClassFacts, ...] = ()
     confusion: ConfusionFacts | None = None
+    losses: LossFacts | None = None
     calibration: CalibrationFacts | None = None
     slices: tuple[SliceFacts, ...] = ()
     slice_harm: tuple[SliceHarmFacts, ...] = ()
@@ -671,6 +775,7 @@ class ReportFacts:
             "front": self.front.to_json() if self.front else None,
             "per_class": [one.to_json() for one in self.per_class],
             "confusion": self.confusion.to_json() if self.confusion else None,
+            "losses": self.losses.to_json() if self.losses else None,
             "calibration": self.calibration.to_json() if self.calibration else None,
             "slices": [one.to_json() for one in self.slices],
             "slice_harm": [one.to_json() for one in self.slice_harm],

@@ -23,13 +23,17 @@ from lightship.validate.report.facts import (
     ExampleFacts,
     FloorFacts,
     FrontFacts,
+    LossFacts,
     NearDuplicateFacts,
+    OneValueFacts,
     ReportFacts,
+    ResidualBinFacts,
     SliceFacts,
     SliceHarmFacts,
     TwinFacts,
     ValueFacts,
     VariantFacts,
+    WorstRowFacts,
 )
 from lightship.validate.report.measured import (
     interval_of,
@@ -114,8 +118,9 @@ def facts_of(evidence: Sequence[Evidence], given: Given) -> ReportFacts:
         status=given.status,
         variants=variants,
         front=front,
-        per_class=tuple(_classes(accuracy)),
+        per_class=tuple(_classes(accuracy.get("classes") or measured("errors").get("tags"))),
         confusion=_confusion(accuracy, measured("errors")),
+        losses=_losses(accuracy, measured("errors")),
         calibration=_calibration(measured("calibration")),
         slices=tuple(_slices(measured("slices"))),
         slice_harm=tuple(_slice_harm(measured("slice_harm"))),
@@ -130,8 +135,8 @@ def facts_of(evidence: Sequence[Evidence], given: Given) -> ReportFacts:
         commands=given.commands,
         signer=given.signer,
         gate_accuracy=interval_of(accuracy.get("accuracy")),
-        cost=interval_of(measured("noninferiority").get("difference")),
-        fidelity=tuple(_fidelity(measured("fidelity"))),
+        cost=interval_of(measured("noninferiority").get("difference")) if "accuracy" in accuracy else None,
+        fidelity=tuple(_fidelity(found.get("fidelity"))),
     )
 
 
@@ -202,7 +207,7 @@ def _explained(one: VariantFacts, found: Mapping[str, Evidence]) -> VariantFacts
 
 
 _TELLING = ("noninferiority", "fidelity", "equivalence")
-_MEASURES = (("Accuracy", "correct"), ("Agreement", "agreement"), ("Cosine", "cosine"))
+_MEASURES = (("Accuracy", "correct"), ("Cosine", "cosine"), ("Agreement", "agreement"))
 
 
 def _quality(found: Mapping[str, Json], key: str) -> Interval | None:
@@ -328,8 +333,8 @@ def _data(found: Mapping[str, Json], given: Given) -> DataFacts | None:
     )
 
 
-def _classes(found: Mapping[str, Json]) -> Iterator[ClassFacts]:
-    for each in items_of(found.get("classes")):
+def _classes(found: Json) -> Iterator[ClassFacts]:
+    for each in items_of(found):
         f1 = interval_of(each.get("f1"))
         precision, recall = (interval_of(each.get(key)) for key in ("precision", "recall"))
         if f1 is not None and precision is not None and recall is not None:
@@ -377,11 +382,12 @@ def _bins(found: Mapping[str, Json]) -> Iterator[BinFacts]:
 
 def _slices(found: Mapping[str, Json]) -> Iterator[SliceFacts]:
     for each in items_of(found.get("slices")):
-        accuracy = interval_of(each.get("accuracy"))
-        if accuracy is not None:
+        value = interval_of(each.get("accuracy")) or interval_of(each.get("loss"))
+        if value is not None:
             rows = whole_of(mapping_of(each, "gate").get("rows")) or 0
             share = number_of(each.get("share")) or 0.0
-            yield SliceFacts(text_of(each.get("words")), rows, share, accuracy, each.get("worse") is True)
+            measure = text_of(found.get("loss")) or "accuracy"
+            yield SliceFacts(text_of(each.get("words")), rows, share, value, each.get("worse") is True, measure)
 
 
 def _slice_harm(found: Mapping[str, Json]) -> Iterator[SliceHarmFacts]:
@@ -389,7 +395,66 @@ def _slice_harm(found: Mapping[str, Json]) -> Iterator[SliceHarmFacts]:
         counts = {key: whole_of(mapping_of(each, "gate").get(key)) or 0 for key in ("rows", "losses", "gains")}
         harmed, undecided = each.get("harmed") is True, each.get("undecided") is True
         verdict = Verdict.FAILED if harmed else Verdict.UNDECIDED if undecided else Verdict.PASSED
-        yield SliceHarmFacts(text_of(each.get("words")), counts["rows"], counts["losses"], counts["gains"], verdict)
+        yield SliceHarmFacts(
+            text_of(each.get("words")),
+            **counts,
+            verdict=verdict,
+            before=number_of(each.get("reference")),
+            after=number_of(each.get("variant")),
+        )
+
+
+def _losses(accuracy: Mapping[str, Json], errors: Mapping[str, Json]) -> LossFacts | None:
+    """Return the errors of numbers or tags; of classes there is a confusion matrix."""
+    overall = interval_of(accuracy.get("mae")) or interval_of(accuracy.get("hamming"))
+    if overall is None:
+        return None
+    kind = text_of(accuracy.get("kind"))
+    return LossFacts(
+        kind=kind,
+        name="Mean absolute error" if kind == "numbers" else "Wrong tags",
+        overall=overall,
+        rmse=interval_of(accuracy.get("rmse")),
+        r2=number_of(accuracy.get("r2")),
+        bias=interval_of(errors.get("bias")),
+        bins=tuple(_residual_bins(errors)),
+        values=tuple(_each_value(errors)),
+        worst=tuple(_worst_rows(errors)),
+    )
+
+
+def _residual_bins(found: Mapping[str, Json]) -> Iterator[ResidualBinFacts]:
+    for each in items_of(found.get("bins")):
+        places = {key: number_of(each.get(key)) for key in ("low", "high", "p05", "p25", "p50", "p75", "p95")}
+        known = {key: value for key, value in places.items() if value is not None}
+        if len(known) == len(places):
+            yield ResidualBinFacts(rows=whole_of(each.get("rows")) or 0, **known)
+
+
+def _each_value(found: Mapping[str, Json]) -> Iterator[OneValueFacts]:
+    for each in items_of(found.get("values")):
+        mae = interval_of(each.get("mae"))
+        if mae is not None:
+            name = str(whole_of(each.get("value")) or 0)
+            yield OneValueFacts(name, mae, interval_of(each.get("rmse")), number_of(each.get("r2")))
+
+
+def _worst_rows(found: Mapping[str, Json]) -> Iterator[WorstRowFacts]:
+    """Yield the rows with the largest losses; of classes ``_worst`` does."""
+    several = bool(found.get("values"))
+    for each in items_of(found.get("worst")):
+        loss, truth, answer = (number_of(each.get(key)) for key in ("loss", "truth", "answer"))
+        if loss is None:
+            continue
+        place = f" (value {whole_of(each.get('value'))})" if several else ""
+        said = [f"{one:.4g}{place}" if one is not None else "" for one in (truth, answer)]
+        if truth is None:
+            said = [_listed(each.get(key)) for key in ("missed", "false")]
+        yield WorstRowFacts(text_of(each.get("row")), loss, *said)
+
+
+def _listed(found: Json) -> str:
+    return ", ".join(str(one) for one in found) if isinstance(found, list) else ""
 
 
 def _worst(found: Mapping[str, Json]) -> Iterator[ExampleFacts]:
@@ -461,8 +526,13 @@ def _about(piece: Evidence, chosen: str) -> str:
     return chosen if named or REFERENCE not in piece.subjects else REFERENCE
 
 
-def _fidelity(found: Mapping[str, Json]) -> Iterator[tuple[str, str, Interval]]:
-    for name, unit, key in _FIDELITY:
+def _fidelity(evidence: Evidence | None) -> Iterator[tuple[str, str, Interval]]:
+    """Yield the figures that were judged, then the others: of an embedding, say, agreement means nothing."""
+    if evidence is None:
+        return
+    found, budget = evidence.measured, mapping_of(evidence.method, "budget")
+    judged = {key.partition("_")[2] for key, limit in budget.items() if limit is not None}
+    for name, unit, key in sorted(_FIDELITY, key=lambda each: each[2] not in judged):
         value = interval_of(found.get(key)) or interval_of(mapping_of(found, "fidelity").get(key))
         if value is not None:
             yield name, unit, value

@@ -129,6 +129,8 @@ def quality(value: Interval | None, unit: str) -> str:
         return DASH
     if unit == "share":
         return percent(value.estimate)
+    if unit == "number":
+        return _significant(value.estimate)
     return f"{value.estimate:.1f}{_GAP}dB" if unit == "dB" else _cosine(value.estimate)
 
 
@@ -140,6 +142,8 @@ def quality_range(value: Interval | None, unit: str) -> str:
         return percent_range(value)
     if unit == "dB":
         return f"{value.low:.1f}–{value.high:.1f}{_GAP}dB"
+    if unit == "number":
+        return f"{_significant(value.low)} to {_significant(value.high)}"
     return f"{_cosine(value.low)}–{_cosine(value.high)}"
 
 

@@ -33,7 +33,7 @@ from lightship.validate.report.facts import (
 )
 from lightship.validate.report.front_plot import AXES, SPEEDS, front_plot, numbered, plotted, state_of
 from lightship.validate.report.key_figures import key_figures
-from lightship.validate.report.plots import StripPlot, calibration_plot, confusion_plot, curve_plots
+from lightship.validate.report.plots import StripPlot, calibration_plot, confusion_plot, curve_plots, residual_plot
 from lightship.validate.report.svg import clean
 from lightship.validate.report.words import (
     findings_of,
@@ -59,6 +59,7 @@ _TEMPLATES = ("base", "macros", "report", "comparison")
 _SECTIONS = (
     ("classes", "Classes"),
     ("confusion", "Confusion"),
+    ("losses", "Errors"),
     ("slices", "Slices"),
     ("calibration", "Calibration"),
     ("worst", "Worst examples"),
@@ -130,8 +131,13 @@ def render_page(facts: ReportFacts) -> str:
         mistakes=list(_mistakes(facts.confusion)) if facts.confusion else [],
         slice_plot=StripPlot(
             [one.accuracy for one in facts.slices],
-            line=facts.gate_accuracy.estimate if facts.gate_accuracy else None,
+            line=_overall(facts),
+            losses=bool(facts.slices and facts.slices[0].measure != "accuracy"),
+            shares=_slice_unit(facts) == "share",
         ),
+        slice_unit=_slice_unit(facts),
+        slice_name=facts.slices[0].measure if facts.slices else "accuracy",
+        residual_plot=residual_plot(facts.losses) if facts.losses else None,
         calibration_plot=calibration_plot(facts.calibration) if facts.calibration else None,
         curve_plots=curve_plots(facts.curves) if facts.curves else (),
         has_pictures=any(example.png for example in facts.worst),
@@ -173,6 +179,7 @@ def _there(facts: ReportFacts) -> set[str]:
     parts: dict[str, object] = {
         "classes": facts.per_class,
         "confusion": facts.confusion and facts.confusion.labels,
+        "losses": facts.losses and (facts.losses.bins or facts.losses.values or facts.losses.worst),
         "slices": facts.slices or facts.slice_harm,
         "calibration": facts.calibration,
         "worst": facts.worst,
@@ -182,6 +189,20 @@ def _there(facts: ReportFacts) -> set[str]:
         "evidence": facts.evidence,
     }
     return {name for name, found in parts.items() if found}
+
+
+def _overall(facts: ReportFacts) -> float | None:
+    """Return what slices are compared with: the figure of all gate rows."""
+    overall = facts.gate_accuracy or (facts.losses.overall if facts.losses else None)
+    if overall is None or (
+        facts.slices and (facts.slices[0].measure == "accuracy") != (facts.gate_accuracy is not None)
+    ):
+        return None
+    return overall.estimate
+
+
+def _slice_unit(facts: ReportFacts) -> str:
+    return "number" if facts.slices and facts.slices[0].measure == "mean absolute error" else "share"
 
 
 @cache
@@ -213,6 +234,7 @@ def _environment() -> Environment:
         "png": _png,
         "measured": _measured,
         "how": _how,
+        "in_unit": _in_unit,
         "side": _side,
         "gap": _gap,
         "leaf": _leaf,

@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from lightship.types import Interval
-from lightship.validate.report.facts import BinFacts, CalibrationFacts, ConfusionFacts, CurveFacts
+from lightship.validate.report.facts import BinFacts, CalibrationFacts, ConfusionFacts, CurveFacts, LossFacts
 from lightship.validate.report.numerals import percent, plain
 from lightship.validate.report.svg import Box, Scale, element, nice_ticks, picture, shorten, text_width
 
-__all__ = ["LARGEST_MATRIX", "StripPlot", "calibration_plot", "confusion_plot", "curve_plots"]
+__all__ = ["LARGEST_MATRIX", "StripPlot", "calibration_plot", "confusion_plot", "curve_plots", "residual_plot"]
 
 LARGEST_MATRIX = 60
 """With more classes a drawn matrix is dust; the list of the commonest confusions says it better."""
 
 _FONT = 11.0
+_RESIDUALS = ("low", "high", "p05", "p25", "p50", "p75", "p95")
 _LINE = 13.0
 
 
@@ -64,19 +65,26 @@ class StripPlot:
     Args:
         intervals: of all rows, shares in [0, 1].
         line: a value to draw through all rows, such as that of all of them together.
+        losses: the less the better: drawn from 0 on.
+        shares: told in percent.
     """
 
-    def __init__(self, intervals: Sequence[Interval], *, line: float | None = None) -> None:
+    def __init__(
+        self, intervals: Sequence[Interval], *, line: float | None = None, losses: bool = False, shares: bool = True
+    ) -> None:
         lows = [one.low for one in intervals if math.isfinite(one.low)]
+        highs = [one.high for one in intervals if math.isfinite(one.high)]
         self._line = line
-        self._ticks = tuple(tick for tick in nice_ticks(min(lows, default=0.0), 1.0, about=4) if tick <= 1)
+        self._text: Callable[[float], str] = _percent_tick if shares else "{:g}".format
+        if losses:
+            self._ticks = nice_ticks(0.0, max(highs, default=1.0) or 1.0, about=3)
+        else:
+            self._ticks = tuple(tick for tick in nice_ticks(min(lows, default=0.0), 1.0, about=4) if tick <= 1)
         self._scale = Scale(self._ticks[0], self._ticks[-1], 9, 91)
 
     def axis(self) -> Markup:
-        """Draw the numbers of the ticks, in percent."""
-        ticks = [
-            element("text", _percent_tick(tick), x=self._x(tick), y=11, class_="tick middle") for tick in self._ticks
-        ]
+        """Draw the numbers of the ticks, of shares in percent."""
+        ticks = [element("text", self._text(tick), x=self._x(tick), y=11, class_="tick middle") for tick in self._ticks]
         return self._strip(*ticks, height=14)
 
     def row(self, one: Interval, *, state: str = "kept") -> Markup:
@@ -106,6 +114,43 @@ class StripPlot:
 
     def _strip(self, *children: Markup, height: float) -> Markup:
         return element("svg", *children, class_="plot strip", width="100%", height=height, aria_hidden="true")
+
+
+def residual_plot(losses: LossFacts) -> Markup | None:
+    """Draw answer less label over the answer: the median, and where half and nine tenths of the rows lie."""
+    bins = losses.bins
+    if not bins or not all(math.isfinite(getattr(one, key)) for one in bins for key in _RESIDUALS):
+        return None
+    width, height = 340.0, 260.0
+    ends = [*(one.p05 for one in bins), *(one.p95 for one in bins), 0.0]
+    up, across = nice_ticks(min(ends), max(ends)), nice_ticks(bins[0].low, bins[-1].high, about=4)
+    if len(up) < 2 or len(across) < 2:
+        return None
+    left = 14 + max(text_width(f"{tick:g}", _FONT) for tick in up)
+    frame = Box(left, 26, width - 12, height - 40)
+    x, y = Scale(across[0], across[-1], frame.left, frame.right), Scale(up[0], up[-1], frame.bottom, frame.top)
+    parts = [_grid(x, y, across, up, frame, y_text="{:g}".format)]
+    parts.append(element("path", d=f"M{frame.left:.2f} {y(0.0):.2f}H{frame.right:.2f}", class_="diagonal"))
+    for one in bins:
+        start, end = x(one.low), x(one.high)
+        end = max(end, start + 2)
+        for low, high, kind in ((one.p05, one.p95, "most"), (one.p25, one.p75, "half")):
+            top, size = y(high), max(y(low) - y(high), 0.5)
+            parts.append(element("rect", x=start, y=top, width=end - start, height=size, class_=f"residual {kind}"))
+        title = element("title", f"answers {one.low:.4g} to {one.high:.4g}, {one.rows} rows: median {one.p50:+.4g}")
+        parts.append(element("path", title, d=f"M{start:.2f} {y(one.p50):.2f}H{end:.2f}", class_="median"))
+    parts.append(element("text", "Answer less label", x=0, y=11, class_="axis-name"))
+    parts.append(element("text", "Answer", x=frame.right, y=height - 5, class_="axis-name end"))
+    medians = [one.p50 for one in bins]
+    return picture(
+        *parts,
+        name="residual-plot",
+        title="Residuals",
+        description=f"Answer less label of {len(bins)} groups of rows with like answers: the medians go from "
+        f"{min(medians):+.3g} to {max(medians):+.3g}.",
+        width=width,
+        height=height,
+    )
 
 
 def calibration_plot(calibration: CalibrationFacts) -> Markup | None:

@@ -63,9 +63,12 @@ class KeyQuality:
 
 
 def key_quality(facts: ReportFacts) -> KeyQuality | None:
-    """Return accuracy on the gate rows; without labels how alike the answers are to the reference's."""
+    """Return accuracy or errors on the gate rows; without labels how alike the answers are to the reference's."""
     if facts.gate_accuracy is not None:
         return KeyQuality("Accuracy", "share", facts.gate_accuracy)
+    if facts.losses is not None:
+        unit = "number" if facts.losses.kind == "numbers" else "share"
+        return KeyQuality(facts.losses.name, unit, facts.losses.overall)
     if facts.fidelity:
         name, unit, value = facts.fidelity[0]
         return KeyQuality(name, unit, value, against="with the reference")
@@ -111,6 +114,7 @@ class Findings:
 
     classes: str = ""
     confusion: str = ""
+    losses: str = ""
     slices: str = ""
     calibration: str = ""
     worst: str = ""
@@ -125,6 +129,7 @@ def findings_of(facts: ReportFacts) -> Findings:
     return Findings(
         classes=_classes(facts),
         confusion=_confusion(facts),
+        losses=_losses(facts),
         slices=_slices(facts),
         calibration=_calibration(facts),
         worst=f"{len(facts.worst)} inputs, the most surely wrong first." if facts.worst else "",
@@ -140,9 +145,14 @@ def _classes(facts: ReportFacts) -> str:
     if weakest is None:
         return ""
     if len(facts.per_class) == 1:
-        return f"One class with an F1 of {numerals.percent(weakest.f1.estimate)}."
+        return f"One {_class(facts)} with an F1 of {numerals.percent(weakest.f1.estimate)}."
     f1 = numerals.percent(weakest.f1.estimate)
-    return f"Weakest of {len(facts.per_class)}: {_short(weakest.label)} with an F1 of {f1}."
+    name = _short(weakest.label) if facts.losses is None else f"tag {_short(weakest.label)}"
+    return f"Weakest of {len(facts.per_class)}: {name} with an F1 of {f1}."
+
+
+def _class(facts: ReportFacts) -> str:
+    return "class" if facts.losses is None else "tag"
 
 
 def _short(label: str) -> str:
@@ -154,6 +164,15 @@ def _confusion(facts: ReportFacts) -> str:
         return ""
     right, rows = confusion_right(facts.confusion)
     return f"{right:,} of {rows:,} gate rows are right."
+
+
+def _losses(facts: ReportFacts) -> str:
+    found = facts.losses
+    if found is None:
+        return ""
+    unit = "number" if found.kind == "numbers" else "share"
+    explained = f", R² {found.r2:.3f}" if found.r2 is not None else ""
+    return f"{found.name} {numerals.quality(found.overall, unit)}{explained} on {found.overall.n:,} gate rows."
 
 
 def _slices(facts: ReportFacts) -> str:
@@ -244,9 +263,17 @@ def missing_of(facts: ReportFacts) -> list[Missing]:
     lacking = (
         ("Quality", "No labeled rows: how often the answers are right is not known.", not key_quality(facts)),
         ("Speed", "No variant was timed.", not any(one.latency_p50_ms for one in facts.variants)),
-        ("Every class by itself", "No labels, or the gate rows were not reached.", not facts.per_class),
+        (
+            "Every class by itself",
+            "No labels, or the gate rows were not reached.",
+            not (facts.per_class or facts.losses),
+        ),
         ("Slices", "Nobody looked for groups of rows where it is weaker.", not (facts.slices or facts.slice_harm)),
-        ("Calibration", "Whether it is as sure as it is right was not looked at.", not facts.calibration),
+        (
+            "Calibration",
+            "Whether it is as sure as it is right was not looked at.",
+            not (facts.calibration or facts.losses),
+        ),
         ("Extreme and broken values", "What it makes of broken and of huge numbers was not tried.", not facts.values),
         (
             "Near duplicates",
