@@ -54,6 +54,28 @@ def test_shapes_that_the_exporter_noted_wrongly_do_no_harm(name):
     assert cosine(answers(model_of("encoder").graph, rows)["logits"], answers(graph, rows)["logits"]) > 0.9
 
 
+@pytest.mark.parametrize("shape", [(1, 6), (1,), (), (1, 1), (3, 6)], ids=str)
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic-channel", "int8-mixed"])
+def test_biases_of_other_shapes_than_one_a_column_are_taken(name, shape):
+    """ONNX Runtime's quantizer compared a row of numbers with one, and gave up on the whole graph."""
+    rng = np.random.default_rng(3)
+    weight = numpy_helper.from_array(rng.normal(size=(4, 6)).astype(np.float32), "weight")
+    bias = numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), "bias")
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], name="product")],
+        "biased",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 6])],
+        [weight, bias],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    rows = {"x": rng.normal(size=(3, 4)).astype(np.float32)}
+
+    quantized = load_pass(name).apply(model, calibration=[rows])
+
+    assert cosine(answers(model, rows)["y"], answers(quantized, rows)["y"]) > 0.99
+
+
 def test_weights_behind_operators_of_the_engine_are_found(tmp_path):
     """ONNX Runtime's own fused graph: no shape is known behind its operators, and the quantizer gave up on them."""
     import onnxruntime as ort
