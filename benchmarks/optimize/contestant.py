@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+SLOW_S = 0.4  # a call
+
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]  # all outputs
 
 
@@ -65,10 +67,13 @@ def timed(run: Run, rows: dict[str, np.ndarray], batch: int, seconds: float) -> 
     """Return the median seconds of a call."""
     order = np.arange(batch) % len(next(iter(rows.values())))
     inputs = {name: np.ascontiguousarray(array[order]) for name, array in rows.items()}
-    for _ in range(3):
+    started = time.perf_counter()
+    run(inputs)
+    slow = time.perf_counter() - started > SLOW_S
+    for _ in range(0 if slow else 2):
         run(inputs)
     taken, until = [], time.perf_counter() + seconds
-    while len(taken) < 7 or (time.perf_counter() < until and len(taken) < 2000):
+    while len(taken) < (3 if slow else 7) or (time.perf_counter() < until and len(taken) < 2000):
         started = time.perf_counter()
         run(inputs)
         taken.append(time.perf_counter() - started)
@@ -85,7 +90,11 @@ def main() -> None:
     quickest, busiest = [], []
     for threads in job["threads"]:
         run = load(job, threads)
-        busiest += [(batch / timed(run, rows, batch, share), batch, threads) for batch in job["batches"]]
+        for batch in job["batches"]:
+            call_s = timed(run, rows, batch, share)
+            busiest.append((batch / call_s, batch, threads))
+            if call_s > SLOW_S:
+                break  # larger batches serve no more
         quickest.append((1000 * timed(run, rows, 1, share), threads))
         del run  # its threads may spin
     (rows_per_s, batch, busy_threads), (p50_ms, quick_threads) = max(busiest), min(quickest)
