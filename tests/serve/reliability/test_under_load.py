@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 
 import pytest
 import reload
 import slow_clients
 import stop
 import workers
+from load import Generator, finished
 from releases import deadly, network, release
+from rig import CACHE, Rig, ask, tensor_question, until
 from tests.serve.reliability.conftest import missed
+from traffic import Traffic
 
 GRAPHS = {1: network(1, width=512, layers=4), 2: network(2, width=512, layers=4)}
 
@@ -61,6 +66,31 @@ def test_a_dead_worker_costs_a_delay(home, scratch, figures):
     workers.kills(home, scratch, figures, number=signal.SIGKILL, times=1)
 
     assert missed(figures) == []
+
+
+def test_on_one_core_a_full_queue_hides_nothing(home, scratch):
+    """There the server sleeps beside a busy worker: an answer, a death and another model must wake it."""
+    graphs = {name: {1: network(seed, width=1024, layers=4)} for seed, name in enumerate(("busy", "other"))}
+    for name, versions in graphs.items():
+        release(home, name, versions[1])
+    asked, calm = (tensor_question(name, 1, versions) for name, versions in graphs.items())
+    (scratch / "busy.request").write_bytes(asked.request)
+    with Rig(home, "busy", "other", log=scratch / "core.log", core=0) as rig:
+        until(lambda: rig.control("/readyz")[0] == 200)
+        load = Generator(CACHE, core=None).start(
+            rig.address, scratch / "busy.request", connections=200, seconds=3, warm_up=0.5
+        )
+        with Traffic(rig.address, [calm], rate=10, fresh=0.05) as traffic:
+            time.sleep(1.5)
+            os.kill(rig.model("busy")["worker_pid"], signal.SIGKILL)
+            found = finished(load)
+        deaths = rig.model("busy")["worker_deaths"], rig.model("other")["worker_deaths"]
+
+    assert rig.process.returncode == 0
+    assert deaths == (1, 0)
+    assert found.statuses["ok"] > 0
+    assert found.statuses["broken"] == found.statuses["other"] == found.statuses["unanswered"] == 0
+    assert traffic.result.failed == []
 
 
 def test_a_poison_in_batches_of_sixteen_costs_nobody_else_an_answer(home, scratch, figures):
