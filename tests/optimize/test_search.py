@@ -16,7 +16,7 @@ from lightship.engine.measure import PairedTiming
 from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput, Refused
 from lightship.optimize.answers import count_correct, scores_of
-from lightship.optimize.candidate import Candidate
+from lightship.optimize.candidate import Candidate, Rows
 from lightship.optimize.objective import Objective
 from lightship.optimize.passes.int8_dynamic import Int8Dynamic
 from lightship.optimize.passes.int8_static import Int8Static
@@ -109,12 +109,12 @@ class Here:
 def result(reference, calibration, selection, tmp_path):
     """Return a function that searches with some passes, in the same folder each time."""
 
-    def go(*passes, settings: SearchSettings = SIZE, named: bool = False) -> SearchResult:
+    def go(*passes, settings: SearchSettings = SIZE, named: bool = False, rows: Rows | None = None) -> SearchResult:
         return search(
             reference,
             [Plan(each.name, (each,), precision=each.precision) for each in passes],
             calibration=calibration,
-            selection=selection,
+            selection=rows or selection,
             settings=replace(settings, named=named),
             folder=tmp_path,
             progress=Silent(),
@@ -153,6 +153,15 @@ def test_one_unlucky_process_of_many_hides_no_gain(result, reference, tmp_path, 
 
     assert found.latency.timing.processes == (15 if proposed else 7)
     assert bool(found.dropped) != proposed
+
+
+def test_scalars_without_rows_stay_scalars():
+    """A sampling rate beside the sound: an array of one is another input, and a number without an axis is none."""
+    rows = Rows({"rate": np.array([8000, 16000])}, None, "y", batched=False)
+
+    arrays = [rows.repeated(4)["rate"], *(inputs["rate"] for _, inputs in rows.batches(8))]
+
+    assert [(type(each), each.shape) for each in arrays] == 3 * [(np.ndarray, ())]
 
 
 def test_reference_answers_all_rows(reference, selection):
@@ -245,6 +254,34 @@ def test_worse_answers_are_dropped_before_the_gate(run, reference):
     wrecked = changed(reference, lambda model: set_weights(model, "dense", lambda values: values[:, ::-1]))
 
     assert run(Giving("wrecked", graph=wrecked))["wrecked"].dropped == "loses 66.7% accuracy on the selection rows"
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tags"])
+def test_numbers_and_tags_are_held_against_their_labels(reference, selection, result, kind):
+    """Answers that lie in the reference's direction and err: the cosine is good, and the labels say what is lost."""
+    answers = scores_of(load_runner(reference), selection)
+    random = np.random.default_rng(1)
+    near = answers + random.normal(size=answers.shape) * answers.std() / 10
+    rows = replace(selection, labels=near if kind == "numbers" else (near > 0).astype(np.uint8), kind=kind)
+    scale = {"numbers": 0.8, "tags": 1.0}[kind]
+    shifted = changed(
+        reference,
+        lambda model: (
+            set_weights(model, "dense", lambda values: values * scale),
+            set_weights(
+                model, "bias", lambda values: values * scale + (kind == "tags") * (answers.min() - answers.max()) / 2
+            ),
+        ),
+    )
+
+    found = result(Giving("shifted", graph=shifted), rows=rows)
+
+    (bad,) = found.candidates
+    assert found.reference.quality.loss < bad.quality.loss
+    assert bad.quality.correct is None
+    assert kind == "tags" or bad.quality.cosine.estimate > 0.9
+    words = {"numbers": r"errs by [\d,.]+% more than the reference", "tags": r"loses \d+\.\d% of the tags"}
+    assert re.match(words[kind] + " on the selection rows", bad.dropped), bad.dropped
 
 
 def test_answers_that_are_no_numbers_are_wrong(run, reference):

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from lightship.types import Interval, Verdict
-from lightship.validate.report.facts import CurveFacts, ReportFacts, VariantFacts
+from lightship.validate.report.facts import (
+    CurveFacts,
+    LossFacts,
+    OneValueFacts,
+    ReportFacts,
+    ResidualBinFacts,
+    SliceFacts,
+    SliceHarmFacts,
+    VariantFacts,
+    WorstRowFacts,
+)
 from lightship.validate.report.page import render_page
 
 SECTIONS = [
@@ -390,3 +400,54 @@ def test_of_many_classes_the_weakest_come_first(release_of) -> None:
     assert first.count("class 00") == 20
     assert first.index(weakest.label) == first.index("class 00")
     assert every.count("class 00") == 60
+
+
+def numbers(release: ReportFacts) -> ReportFacts:
+    """Return the facts of a model that answers numbers."""
+    bins = tuple(ResidualBinFacts(low, low + 10.0, 40, -9.0, -3.0, low / 20, 4.0, 11.0) for low in (0.0, 10.0, 20.0))
+    overall = Interval(3.21, 3.0, 3.4, 0.95, 120)
+    losses = LossFacts(
+        "numbers",
+        "Mean absolute error",
+        overall,
+        rmse=Interval(4.5, 4.1, 4.9, 0.95, 120),
+        r2=0.71,
+        bias=Interval(-0.5, -1.1, 0.1, 0.95, 120),
+        bins=bins,
+        values=(OneValueFacts("3", overall, None, None),),
+        worst=(WorstRowFacts("row#7", 91.5, "12", "103.5"),),
+    )
+    return replace(
+        release,
+        gate_accuracy=None,
+        cost=None,
+        per_class=(),
+        confusion=None,
+        calibration=None,
+        worst=(),
+        losses=losses,
+        slices=(SliceFacts("age >= 60", 31, 0.25, Interval(7.75, 6.1, 9.4, 0.99, 31), True, "mean absolute error"),),
+        slice_harm=(SliceHarmFacts("age >= 60", 31, 0, 0, Verdict.FAILED, before=7.75, after=9.25),),
+    )
+
+
+def test_numbers_are_shown_by_their_errors(release: ReportFacts) -> None:
+    """Residuals drawn and told, worst rows by name, slices in the unit of the answer, and no word of accuracy."""
+    html = render_page(numbers(release))
+    text = Page(html).text
+
+    assert 'class="plot residual-plot"' in html
+    for said in ("Mean absolute error", "3.21", "row#7", "103.5", "91.5", "7.75", "9.25", "age >= 60"):
+        assert said in text, said
+    assert "Mean absolute error of the weakest slices" in text
+    assert "Accuracy change" not in text
+    assert "775" not in text
+
+
+def test_no_text_of_numbers_becomes_markup(release: ReportFacts, say) -> None:
+    """Names of rows and values are anybody's."""
+    attack = '"><img src=x onerror=alert(1)>'
+    page, harmless = (Page(render_page(say(numbers(release), text))) for text in (attack, "x" * len(attack)))
+
+    assert set(page.tags) == set(harmless.tags)
+    assert {name for _, name, _ in page.attributes} == {name for _, name, _ in harmless.attributes}
