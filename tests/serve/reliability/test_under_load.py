@@ -13,7 +13,7 @@ import stop
 import workers
 from load import Generator, finished
 from releases import deadly, network, release
-from rig import CACHE, Rig, ask, tensor_question, until
+from rig import CACHE, Rig, tensor_question, until
 from tests.serve.reliability.conftest import missed
 from traffic import Traffic
 
