@@ -275,6 +275,10 @@ def test_a_fixed_graph_takes_given_rows_along_its_one():
             InvalidInput, r"shape \[0, 3\]",
         ),
         (
+            model([node("Relu", ["x"], ["y"])], [info("x", None)], [info("y", None)]),
+            InvalidInput, "'x' of the graph does not say how many dimensions it has",
+        ),
+        (
             model([node("Relu", ["x"], ["y"])], [info("x", [1, 40_000, 40_000])], [info("y", None)]),
             Refused, "6,400,000,000 bytes",
         ),
@@ -293,7 +297,7 @@ def test_a_fixed_graph_takes_given_rows_along_its_one():
             InvalidInput, "zipmap",
         ),
     ],
-    ids=["random", "no input", "size 0", "huge", "control character", "NaN", "sequence"],
+    ids=["random", "no input", "size 0", "no shape", "huge", "control character", "NaN", "sequence"],
 )  # fmt: skip
 def test_what_cannot_be_relied_on_is_refused_with_the_reason(graph, error, message):
     """Each says what is wrong and what to do."""

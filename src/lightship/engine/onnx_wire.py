@@ -13,7 +13,16 @@ from itertools import count
 from lightship.errors import InvalidInput
 from lightship.types import Dim, Interface, TensorSpec
 
-__all__ = ["UNNAMED", "Operator", "interface_of", "named_dims", "operators_of", "top_fields", "varint"]
+__all__ = [
+    "UNNAMED",
+    "Operator",
+    "inputs_without_shape",
+    "interface_of",
+    "named_dims",
+    "operators_of",
+    "top_fields",
+    "varint",
+]
 
 UNNAMED = ("", "?")
 """What stands in place of the name of a dimension that a file leaves open."""
@@ -57,6 +66,19 @@ def interface_of(graph: bytes) -> Interface:
     return Interface(
         inputs=tuple(spec for spec in specs[_INPUT] if spec.name not in given), outputs=tuple(specs[_OUTPUT])
     )
+
+
+def inputs_without_shape(graph: bytes) -> list[str]:
+    """Return the inputs that do not even say how many dimensions they have; ``interface_of`` calls them scalars."""
+    found = []
+    for number, start, stop in top_fields(graph):
+        for field in top_fields(graph, start, stop) if number == _GRAPH else ():
+            if field[0] == _INPUT:
+                kind = _inside(graph, field, _TYPE)
+                tensor = kind and _inside(graph, kind, _TENSOR)
+                if tensor and _inside(graph, tensor, _SHAPE) is None:
+                    found.append(_text(graph, field, _NAME))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

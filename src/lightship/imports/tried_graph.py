@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lightship.engine.onnx_wire import inputs_without_shape
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.errors import InvalidInput, LightshipError, OutOfMemory, Refused
 from lightship.imports.drawn import STYLES, draw
@@ -86,6 +87,7 @@ class TriedGraph:
             raise InvalidInput(f"{exc}{engine_says(exc)}") from exc
         self.interface = self._runner.interface
         _check_interface(self.interface)
+        _check_ranks(graph, self.interface)
         self.inputs = self.interface.inputs
         self.free = list(dict.fromkeys(d for spec in self.inputs for d in spec.shape if isinstance(d, str)))
         self.first = {spec.shape[0] for spec in self.inputs if spec.shape and isinstance(spec.shape[0], str)}
@@ -178,6 +180,15 @@ def _check_interface(interface: Interface) -> None:
                     f"Input {spec.name!r} of the graph has the shape {list(spec.shape)}: a fixed size must be in "
                     f"[1, {_MAX_SIZE}]. Export it with free sizes where they are not known."
                 )
+
+
+def _check_ranks(graph: bytes, interface: Interface) -> None:
+    unsaid = [name for name in inputs_without_shape(graph) if name in {spec.name for spec in interface.inputs}]
+    if unsaid:
+        raise InvalidInput(
+            f"Input {unsaid[0]!r} of the graph does not say how many dimensions it has. Export it with its shape; "
+            "sizes may stay free."
+        )
 
 
 def asks_for_memory(error: LightshipError) -> bool:
