@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from lightship.extensions import places_of
+
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "sqlalchemy", "alembic", "pydantic", "jinja2", "PIL", "httpx", "rich")
 
 
@@ -36,6 +38,21 @@ def test_serving_loads_neither_torch_nor_sqlalchemy():
     loaded = _loaded_by("import lightship.serve.run, lightship.serve.worker, lightship.apply.model")
 
     assert not loaded & {"torch", "sqlalchemy", "alembic", "accelerate", "onnxscript"}
+
+
+def test_a_worker_that_is_told_where_its_parts_are_does_not_look_for_them():
+    """To look through all that is installed took a tenth of a worker's start; the server has done it."""
+    parts = (("tasks", "image-classification"), ("engines", "onnxruntime"), ("tasks", "none"))
+    code = f"""
+import lightship.serve.worker_start, lightship.serve.worker
+from lightship.extensions import load_extension, take_places
+take_places({places_of(parts)!r})
+for part in {parts[:2]!r}:
+    load_extension(*part)
+assert "importlib.metadata" not in sys.modules
+"""
+
+    assert "onnxruntime" in _loaded_by(code)
 
 
 @pytest.mark.parametrize(

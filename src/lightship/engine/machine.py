@@ -12,7 +12,6 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lightship.types import Json
@@ -97,6 +96,8 @@ def has_fast_bf16(*, root: Path = _ROOT) -> bool:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # late: a worker asks for cores and memory only
+
     try:
         return version(package)
     except PackageNotFoundError:

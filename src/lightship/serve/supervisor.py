@@ -18,6 +18,7 @@ import msgspec
 
 from lightship.engine.runner import EngineOptions
 from lightship.errors import LightshipError
+from lightship.extensions import places_of
 from lightship.serve.limits import Clocks
 from lightship.serve.source import ModelSource
 from lightship.serve.wire import Load, Message
@@ -215,6 +216,7 @@ class Supervisor:
             golden=tuple((path, len(raw)) for path, raw in source.golden),
             expected=tuple((name, len(data)) for name, data in source.expected),
             tolerance=source.tolerance,
+            places=places_of((("tasks", task.name), ("engines", source.variant.engine))),
             background=background,
             memory_bytes=self.memory_limit_bytes,
             values=dict(source.interface.values),

@@ -75,6 +75,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
         batch_rows: the largest batch it will get; 0 if the graph has no batch dimension.
         golden: (path in the bundle, size) of each golden input.
         expected: (name of the output, size of its ``.npy`` file).
+        places: of the task and the engine, as the server has found them (``extensions.places_of``).
         background: others are being served: load with a lower priority.
         memory_bytes: how much more memory it may take from here on; 0 is no limit.
         values: by input, the values that were proven; a request with others is refused.
@@ -92,6 +93,7 @@ class Load(msgspec.Struct, frozen=True, tag="load", forbid_unknown_fields=True):
     golden: tuple[tuple[str, int], ...]
     expected: tuple[tuple[str, int], ...]
     tolerance: str
+    places: dict[str, str]
     background: bool = False
     memory_bytes: int = 0
     values: dict[str, ValueRange] = {}

@@ -36,6 +36,7 @@ from lightship.engine.machine import usable_cores
 from lightship.engine.runner import EngineOptions, Runner, load_runner
 from lightship.engine.values import are_proven, require_proven
 from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, InvalidTensor, LightshipError, OutOfMemory
+from lightship.extensions import take_places
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.slots import mapped_slots
 from lightship.serve.tensors import PackedTensor, pack, unpack
@@ -350,6 +351,7 @@ def _load(message: Load, payload: memoryview) -> Worker:
         pieces.append(bytes(payload[at : at + size]))
         at += size
     graph, config, *rest = pieces
+    take_places(message.places)
     raws, arrays = rest[: len(message.golden)], rest[len(message.golden) :]
     task = load_task(message.task, message.codec_version, msgspec.json.decode(config))
     golden = [(name, raw) for (name, _), raw in zip(message.golden, raws, strict=True)]
