@@ -155,6 +155,24 @@ def test_one_unlucky_process_of_many_hides_no_gain(result, reference, tmp_path, 
     assert bool(found.dropped) != proposed
 
 
+def test_one_unlucky_process_does_not_choose_the_threads_of_the_reference(result, tmp_path):
+    """At the wrong threads the reference was slow, and a variant that changed nothing was released as faster."""
+    settings = replace(LATENCY, threads=(1, 2))
+    result(Giving("same"), settings=settings)
+    ledger = tmp_path / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    swept = [line for line in lines if re.fullmatch(r"(calls|sweep) reference( \d)?", line["key"])]
+    for number, line in enumerate(swept):
+        two = 50.0 if number == len(swept) - 1 else 33.0
+        line["value"]["value"]["calls"] = [[2, 1, two], [1, 1, 48.0]]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    found = result(Giving("same"), settings=settings)
+
+    assert len(swept) == 6
+    assert found.reference_calls["latency"] == {"p50_ms": 33.0, "threads": 2, "batch": 1}
+
+
 def test_scalars_without_rows_stay_scalars():
     """A sampling rate beside the sound: an array of one is another input, and a number without an axis is none."""
     rows = Rows({"rate": np.array([8000, 16000])}, None, "y", batched=False)

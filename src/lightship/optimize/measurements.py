@@ -31,6 +31,7 @@ __all__ = ["REFERENCE", "Measurements"]
 
 REFERENCE = "reference"
 _LOOK_SHARE, _SWEEP_SHARE, _PAIRS_SHARE = 0.004, 0.012, 0.004  # of the time: for one process that looks, sweeps, pairs
+_REFERENCE_SWEEPS = 3
 _TIMED_ROWS = 64
 _CHECKED_SHARE = 0.008  # of the time: what a look at the answers of the reference may cost
 _LEAST_CHECKED = 64
@@ -60,15 +61,16 @@ class Measurements:
         rows.write_bytes(write_npz(selection.repeated(min(selection.count, _TIMED_ROWS))))
         self._clockwork = Clockwork(rows, scratch=scratch, batched=selection.batched)
         self._looks: dict[str, dict[str, PairedTiming]] = {}
-        self._sweeps: dict[str, Sweep] = {}
+        self._sweeps: dict[str, dict[str, Sweep]] = {}  # by name and process
         self._timings: dict[tuple[str, str], list[PairedTiming]] = {}
         ledger.keep_graph(REFERENCE, reference)
         self.base = Candidate(REFERENCE, size_bytes=len(reference), sha256=sha256_hex(reference))
         """The reference as a candidate, with its figures."""
         self._interface = self._interface_of(self.base)
         self.require_runs(self.base)
-        self.base = self.swept(self.base)
-        self.sweep_all(self.base)
+        for process in range(_REFERENCE_SWEEPS):  # a wrong word on the reference would be one on every candidate
+            self.base = self.swept(self.base, process=process)
+            self.sweep_all(self.base, process=process)
         self.base = replace(self.base, quality=self.quality(self.base))
 
     def _interface_of(self, candidate: Candidate) -> Interface:
@@ -82,7 +84,7 @@ class Measurements:
 
     def reference_calls(self) -> dict[str, Json]:
         """Return how the reference is best called, and what that takes."""
-        sweep = self._sweeps[REFERENCE]
+        sweep = self._sweep_of(REFERENCE)
         quick, busy = sweep.quickest(self._settings.batch), sweep.busiest()
         return {
             "latency": {"p50_ms": sweep.call_ms[quick], "threads": quick.threads, "batch": quick.batch},
@@ -101,7 +103,7 @@ class Measurements:
     @property
     def base_ms(self) -> float:
         """What a call of the reference takes."""
-        sweep = self._sweeps[REFERENCE]
+        sweep = self._sweep_of(REFERENCE)
         return sweep.call_ms[sweep.quickest(self._settings.batch)]
 
     # ---- one candidate ----------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class Measurements:
     @cached_property
     def _looked_at_rows(self) -> Rows:
         """The selection rows that every variant is looked at on: as many as the time allows."""
-        sweep = self._sweeps[REFERENCE]
+        sweep = self._sweep_of(REFERENCE)
         busy = sweep.busiest()
         row_s = sweep.call_ms[busy] / busy.batch / 1000
         return self._selection.first(int(max(_LEAST_CHECKED, self.seconds(_CHECKED_SHARE) / row_s)))
@@ -240,18 +242,18 @@ class Measurements:
             | {"size": candidate.size_bytes / self.base.size_bytes, "memory": 0.0}  # nobody knows the memory yet
         )
 
-    def swept(self, candidate: Candidate) -> Candidate:
+    def swept(self, candidate: Candidate, *, process: int = 0) -> Candidate:
         """Find how it is best called for the objective, and how much memory that takes."""
         batches = self._batches if "throughput" in self._settings.objective.weights else [self._settings.batch]
-        sweep = self._swept_over("calls", candidate, batches)
+        sweep = self._swept_over("calls", candidate, batches, process)
         return replace(candidate, memory_bytes=sweep.memory_bytes)
 
-    def sweep_all(self, candidate: Candidate) -> None:
+    def sweep_all(self, candidate: Candidate, *, process: int = 0) -> None:
         """Find how it is best called for whatever goal, where that is not known."""
         if "throughput" not in self._settings.objective.weights:
-            self._swept_over("sweep", candidate, self._batches)
+            self._swept_over("sweep", candidate, self._batches, process)
 
-    def _swept_over(self, what: str, candidate: Candidate, batches: Sequence[int]) -> Sweep:
+    def _swept_over(self, what: str, candidate: Candidate, batches: Sequence[int], process: int) -> Sweep:
         def work() -> Json:
             sweep = self._clockwork.sweep(
                 self._way(candidate),
@@ -262,10 +264,20 @@ class Measurements:
             calls = [[call.threads, call.batch, ms] for call, ms in sweep.call_ms.items()]
             return {"calls": calls, "memory_bytes": sweep.memory_bytes}  # type: ignore[dict-item]
 
-        found: Any = self._ledger.recall(f"{what} {candidate.name}", work)
+        key = f"{what} {candidate.name}" + (f" {process}" if process else "")
+        found: Any = self._ledger.recall(key, work)
         calls = {Call(threads, batch): ms for threads, batch, ms in found["calls"]}
-        self._sweeps[candidate.name] = Sweep(calls, found["memory_bytes"])
-        return self._sweeps[candidate.name]
+        sweep = self._sweeps.setdefault(candidate.name, {})[key] = Sweep(calls, found["memory_bytes"])
+        return sweep
+
+    def _sweep_of(self, name: str) -> Sweep:
+        """Return the median of what its processes say."""
+        sweeps = self._sweeps[name].values()
+        calls = dict.fromkeys(call for sweep in sweeps for call in sweep.call_ms)
+        told = {call: [sweep.call_ms[call] for sweep in sweeps if call in sweep.call_ms] for call in calls}
+        return Sweep(
+            {call: float(np.median(times)) for call, times in told.items()}, max(each.memory_bytes for each in sweeps)
+        )
 
     def timed_for(self, candidate: Candidate, goals: Sequence[str]) -> Candidate:
         """Time a candidate against the reference in one more fresh process for each of these goals."""
@@ -296,7 +308,7 @@ class Measurements:
         return PairedTiming.from_json(found)
 
     def _call(self, name: str, goal: str) -> Call:
-        return self._sweeps[name].best(goal, batch=self._settings.batch)
+        return self._sweep_of(name).best(goal, batch=self._settings.batch)
 
     def count(self, candidate: Candidate, goal: str) -> int:
         """Return in how many processes it was timed for a goal."""
