@@ -56,7 +56,7 @@ def facts_of_release(found: Statements, *, outcomes: Outcomes | None = None) -> 
     said = {each.check: each for each in reversed(evidence)}
     telling = [said[check].summary for check in _TELLING if check in said and said[check].verdict is Verdict.PASSED]
     telling += [said["accuracy"].summary] if _is_unproven(said, "accuracy") else []
-    name = found.title
+    name, sizes = found.title, {each.name: found.size_bytes(each.name) for each in manifest.variants}
     return facts_of(
         evidence,
         Given(
@@ -64,7 +64,7 @@ def facts_of_release(found: Statements, *, outcomes: Outcomes | None = None) -> 
             version=record.version,
             created=record.created,
             released=True,
-            headline=_headline(default.name, said, status=record.status),
+            headline=_headline(default.name, said, sizes=sizes, status=record.status),
             reasons=tuple(f"{line}." for line in telling),
             task=manifest.task.name,
             chosen=default.name,
@@ -74,7 +74,7 @@ def facts_of_release(found: Statements, *, outcomes: Outcomes | None = None) -> 
             outcomes=outcomes,
             source=text_of(mapping_of(origin, "recipe", "data").get("source")),
             fingerprint=text_of(mapping_of(origin, "data").get("fingerprint")),
-            size_bytes={each.name: found.size_bytes(each.name) for each in manifest.variants},
+            size_bytes=sizes,
             lineage=_lineage(found),
             machine=machine_facts(found.machine),
             interface=interface_facts(manifest.interface),
@@ -93,14 +93,20 @@ def _is_unproven(said: Mapping[str, Evidence], check: str) -> bool:
     return check in said and said[check].verdict is Verdict.UNPROVEN
 
 
-def _headline(runs: str, said: Mapping[str, Evidence], *, status: str) -> str:
-    """Say what runs and how fast; of a release that nobody judged, that nobody did."""
+def _headline(runs: str, said: Mapping[str, Evidence], *, sizes: Mapping[str, int], status: str) -> str:
+    """Say what runs, and how fast or small as was wanted; of a release that nobody judged, that nobody did."""
     unjudged = ""
     if status == "structural":
-        known = "accuracy" in said and said["accuracy"].measured.get("accuracy")
-        unjudged = f" {'Whether its accuracy is enough' if known else 'How good its answers are'} was not judged."
+        known = said["accuracy"].measured if "accuracy" in said else {}
+        what = "How good its answers are was not judged"
+        if known.get("accuracy") or known.get("mae") or known.get("hamming"):
+            what = "It was measured how good its answers are, and no limit was asked for"
+        unjudged = f" {what}."
     if runs == REFERENCE:
         return f"It runs the reference, the model as it was exported.{unjudged}"
+    wanted = mapping_of(said["search"].measured, "objective") if "search" in said else {}
+    if [name for name, weight in wanted.items() if weight] == ["size"] and sizes.get(REFERENCE):
+        return f"It runs {runs}, {sizes[runs] / sizes[REFERENCE]:.0%} of the reference's size.{unjudged}"
     ratio = interval_of(said["latency"].measured.get("time_ratio")) if "latency" in said else None
     if ratio is None or ratio.low <= 0:
         return f"It runs {runs}.{unjudged}"

@@ -102,7 +102,7 @@ def render_page(facts: ReportFacts) -> str:
         key_figures=key_figures(facts),
         sections=[
             ("front", "Front"),
-            *(section for section in _SECTIONS if section[0] in there),
+            *((key, "Tags" if key == "classes" and facts.losses else name) for key, name in _SECTIONS if key in there),
             *([("unproven", "Not measured")] if missing else []),
             ("origin", "Origin"),
             *([("next", "How to go on")] if facts.commands else []),
