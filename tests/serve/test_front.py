@@ -139,10 +139,10 @@ async def test_one_connection_carries_many_requests():
 
 @pytest.mark.parametrize("step", [1, 7, 50])
 async def test_a_request_may_come_in_pieces(step):
-    """Byte by byte is as good as whole."""
+    """Byte by byte is as good as whole, also with an empty line before it."""
     async with serving() as service:
         reader, writer = await service.open()
-        data = post("/echo", b"hello world", "X-Request-Id: abc")
+        data = b"\r\n" + post("/echo", b"hello world", "X-Request-Id: abc")
         for start in range(0, len(data), step):
             writer.write(data[start : start + step])
             await asyncio.sleep(0)

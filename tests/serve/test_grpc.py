@@ -504,6 +504,17 @@ def test_a_stranger_cannot_tell_what_there_is(locked_door):
                 assert raised.value.code().name == code
 
 
+def test_probes_ask_by_the_protocol_of_health(locked_door):
+    """Without a key, as Kubernetes does; bytes as grpc.health.v1 has them: SERVING is 1."""
+    with grpc.insecure_channel(locked_door.grpc_url) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        for service in (b"", b"\x0a\x1einference.GRPCInferenceService"):
+            assert check(service, timeout=DEADLINE_S) == b"\x08\x01"
+        with pytest.raises(grpc.RpcError) as raised:
+            check(b"\x0a\x06digits", timeout=DEADLINE_S)
+        assert raised.value.code().name == "NOT_FOUND"
+
+
 def test_calls_are_in_the_log_and_the_metrics(locked_door):
     """With their contract, model, key and id; the id comes back."""
     with grpc.insecure_channel(locked_door.grpc_url) as channel:

@@ -59,7 +59,7 @@ _REASONS = {
 
 # One space between the parts: programs differ in what they make of two.
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [^\x00-\x20\x7f]+ HTTP/[0-9]\.[0-9]\r\n")
-_NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+_NO_METHOD = re.compile(rb"(?!\r\Z)[^!#$%&'*+.^_`|~0-9A-Za-z-]")  # the rest of an empty line may be on its way
 # A name, IPv4 or bracketed IPv6, then an optional port (RFC 9110 §7.2). Percent signs and user names have no use here.
 _HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _ONCE = frozenset({"content-length", "transfer-encoding", "authorization", "inference-header-content-length"})

@@ -1,8 +1,8 @@
 """The V2 protocol (KServe, Triton, Open Inference Protocol) over gRPC: health, metadata, inference.
 
 The wire is described in ``v2_grpc.proto``, the models as V2 sees them are in ``v2_model``. What is offered: the open
-protocol, and of Triton's additions the model's configuration and the stream. There is no reflection, and nothing that
-loads, unloads or maps memory.
+protocol, of Triton's additions the model's configuration and the stream, and gRPC's own question for health. There is
+no reflection, and nothing that loads, unloads or maps memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from lightship.version import __version__
 __all__ = ["V2Grpc"]
 
 _SERVICE = "/inference.GRPCInferenceService/"
+_HEALTH = "/grpc.health.v1.Health/Check"
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # a message with an enumeration as its field 1
 _INFER = frozenset({Role.INFER})
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}  # the others are TYPE_ and our name
 
@@ -47,6 +49,7 @@ class V2Grpc:
         return [
             GrpcMethod(_SERVICE + "ServerLive", OPEN, self._live),
             GrpcMethod(_SERVICE + "ServerReady", OPEN, self._ready),
+            GrpcMethod(_HEALTH, OPEN, self._health),
             GrpcMethod(_SERVICE + "ServerMetadata", ANY_KEY, self._server),
             GrpcMethod(_SERVICE + "ModelReady", ANY_KEY, self._model_ready),
             GrpcMethod(_SERVICE + "ModelMetadata", ANY_KEY, self._metadata),
@@ -62,6 +65,13 @@ class V2Grpc:
     async def _ready(self, exchange: Exchange, data: bytes) -> bytes:  # noqa: ARG002 - the methods' signature
         parsed("ServerReadyRequest", data)
         return _bytes("ServerReadyResponse", ready=self._catalog.ready and not self._stopping())
+
+    async def _health(self, exchange: Exchange, data: bytes) -> bytes:  # noqa: ARG002 - the methods' signature
+        """Say what Kubernetes and load balancers ask, by gRPC's own protocol of health."""
+        name = parsed("ModelReadyRequest", data).name  # as theirs, a message with a text as its field 1
+        if name not in ("", _SERVICE.strip("/")):
+            raise NotFound("No service of that name is here.")
+        return _SERVING if self._catalog.ready and not self._stopping() else _NOT_SERVING
 
     async def _server(self, exchange: Exchange, data: bytes) -> bytes:  # noqa: ARG002 - the methods' signature
         parsed("ServerMetadataRequest", data)
