@@ -159,10 +159,14 @@ class Measurements:
         Raises:
             PassFailed: names the operators.
         """
-        drawn = random_operators(self._loaded(candidate).graph) - random_operators(self._graph)
+
+        def work() -> Json:
+            return [*sorted(random_operators(self._loaded(candidate).graph) - random_operators(self._graph))]
+
+        drawn: Any = self._ledger.recall(f"chance {candidate.name}", work)
         if drawn:
             raise PassFailed(
-                f"it draws random numbers ({', '.join(sorted(drawn))}), which the reference does not: no test can tell "
+                f"it draws random numbers ({', '.join(drawn)}), which the reference does not: no test can tell "
                 "what it answers next"
             )
 
