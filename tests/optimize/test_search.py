@@ -169,7 +169,7 @@ def test_one_unlucky_process_does_not_choose_the_threads_of_the_reference(result
 
     found = result(Giving("same"), settings=settings)
 
-    assert len(swept) == 6
+    assert len(swept) == 4
     assert found.reference_calls["latency"] == {"p50_ms": 33.0, "threads": 2, "batch": 1}
 
 

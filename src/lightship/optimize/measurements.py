@@ -70,7 +70,7 @@ class Measurements:
         self.require_runs(self.base)
         for process in range(_REFERENCE_SWEEPS):  # a wrong word on the reference would be one on every candidate
             self.base = self.swept(self.base, process=process)
-            self.sweep_all(self.base, process=process)
+        self.sweep_all(self.base)
         self.base = replace(self.base, quality=self.quality(self.base))
 
     def _interface_of(self, candidate: Candidate) -> Interface:
@@ -252,10 +252,10 @@ class Measurements:
         sweep = self._swept_over("calls", candidate, batches, process)
         return replace(candidate, memory_bytes=sweep.memory_bytes)
 
-    def sweep_all(self, candidate: Candidate, *, process: int = 0) -> None:
+    def sweep_all(self, candidate: Candidate) -> None:
         """Find how it is best called for whatever goal, where that is not known."""
         if "throughput" not in self._settings.objective.weights:
-            self._swept_over("sweep", candidate, self._batches, process)
+            self._swept_over("sweep", candidate, self._batches, 0)
 
     def _swept_over(self, what: str, candidate: Candidate, batches: Sequence[int], process: int) -> Sweep:
         def work() -> Json:

@@ -181,7 +181,8 @@ class _Search:
             tried.append(each := self._looked_at(plan, tried, maker))
             self._progress.advance(note=f"{each.name}: {each.dropped or self._front_words(tried)}")
         self._progress.done(f"{sum(not each.dropped for each in tried)} of {len(tried)} answer well enough to be timed")
-        return self._result(self._proposed(self._ranked(self._completed(self._halved(self._best_swept(tried))))))
+        timed = self._completed(self._halved(self._best_swept(tried)))
+        return self._result(self._proposed(self._ranked(self._decided(timed))))
 
     def _result(self, candidates: Sequence[Candidate]) -> SearchResult:
         return SearchResult(
@@ -317,9 +318,15 @@ class _Search:
             alive = ranked[:keep]
             if any(self._known.count(each, self._settings.objective.timed[0]) < processes for each in alive):
                 break  # the time is over
-        open_cases = [each for each in alive if self._is_undecided(each)]
-        decided, failed = self._round(open_cases, _UNDECIDED) if open_cases else ([], [])
-        return [*(each for each in alive if each not in open_cases), *decided, *failed, *lost]
+        return [*alive, *lost]
+
+    def _decided(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Give more processes to what could be better, while there is time: the first of these may be proposed."""
+        undecided = [each for each in candidates if not each.dropped and self._is_undecided(each)]
+        if not undecided:
+            return list(candidates)
+        decided, failed = self._round(sorted(undecided, key=self._cost), _UNDECIDED)
+        return [*(each for each in candidates if each not in undecided), *decided, *failed]
 
     def _is_undecided(self, candidate: Candidate) -> bool:
         """Return whether it seems to be better than the reference, and chance could still be why."""
