@@ -196,9 +196,9 @@ def test_labels_ask_for_what_they_can_show():
         *("golden", "shapes", "accuracy", "noninferiority", "probabilities", "class_harm", "slice_harm", "latency")
     }
     plain = policy_named("labeled", margin=0.01, scores=False)
-    assert set(plain.required) == {"golden", "shapes", "noninferiority", "class_harm"}
-    assert set(numbers.required) == {"golden", "shapes", "noninferiority"}
-    assert "accuracy" in numbers.reported
+    assert set(plain.required) == {"golden", "shapes", "noninferiority", "class_harm", "slice_harm"}
+    assert set(numbers.required) == {"golden", "shapes", "noninferiority", "slice_harm"}
+    assert {"accuracy", "slices", "errors"} <= set(numbers.reported)
 
 
 def test_budget_of_fidelity_is_written_without_floats():
