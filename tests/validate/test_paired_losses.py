@@ -178,6 +178,17 @@ def test_rare_grown_errors_that_were_seen_count_as_often_as_they_may_occur():
     assert growth == pytest.approx(share.high * grown / np.abs(answers - truth).mean(), rel=0.03)
 
 
+@pytest.mark.parametrize(("rows", "verdict"), [(300, Verdict.UNDECIDED), (30_000, Verdict.PASSED)])
+def test_a_far_move_counts_as_one_away_from_the_truth(rows, verdict):
+    """One answer is mirrored at the truth: no larger error, by luck; six of 300 such rows may be without it."""
+    truth, answers, _ = prices(rows)
+    row = int(np.abs(answers - truth).argmax())
+    variant = answers.copy()
+    variant[row] = 2 * truth[row] - answers[row]
+
+    assert judged(truth, answers, variant, batch=1_000).verdict is verdict
+
+
 def test_one_grown_error_among_very_many_is_borne():
     """3,000 rows show that it is rare."""
     truth, answers, _ = prices(3_000)

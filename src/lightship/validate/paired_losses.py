@@ -5,8 +5,9 @@
 means a mean of z below 0. Two p-values, the larger one counts: Student's t, and Hall's transformation of it, which
 takes the skewness of z into account (Hall, JRSS B 54:221-228, 1992). The studentized bootstrap is no better
 (benchmarks/gate/value_rates.py). Neither sees a rare, grossly wrong row that did not occur; so the share of rows whose
-error grew by more than the reference's mean error is bounded as well, exactly; and where such rows were seen, the mean
-must bear as many of them as there may be.
+error grew by more than the reference's mean error is bounded as well, exactly; and where rows were seen whose answer
+moved by more than that, the mean must bear as many of them as there may be, each as if it had moved away from the
+truth: that it came nearer was luck.
 
 **Tags** (share of wrong tags of a row, in [0, 1]; absolute margin): the difference is bounded, so ``mean_above`` holds
 for every distribution.
@@ -110,6 +111,7 @@ class PairedNumbers:
         self.nonfinite_rows = 0
         self._sums = np.zeros((2, len(POWERS)))  # absolute and squared errors
         self._grown = np.zeros(len(_EDGES) + 1, dtype=np.int64)
+        self._moved, self._moved_growth = self._grown.copy(), np.zeros(len(_EDGES) + 1)
         self._scale = 0.0  # of the first errors: powers of numbers near 1 lose no digits
 
     def add(self, truth: np.ndarray, reference: np.ndarray, variant: np.ndarray) -> None:
@@ -130,7 +132,7 @@ class PairedNumbers:
         self.rows += len(truth)
         self.nonfinite_rows += int((~finite).sum())
         first, second = np.abs(one - true), np.clip(np.abs(two - true), 0, 1e30)
-        first, second = first[finite], second[finite]
+        first, second, move = first[finite], second[finite], np.clip(np.abs(two - one), 0, 1e30)[finite]
         self._scale = self._scale or float(first.mean() if first.size else 0.0) or 1.0
         first, second = first / self._scale, second / self._scale
         for which, power in enumerate((1, 2)):
@@ -139,6 +141,9 @@ class PairedNumbers:
             self._sums[which] += sums_of(a, d)
         growth = second.mean(axis=1) - first.mean(axis=1)
         self._grown += np.bincount(np.searchsorted(_EDGES, growth), minlength=len(self._grown))
+        moves = np.searchsorted(_EDGES, move.mean(axis=1) / self._scale)
+        self._moved += np.bincount(moves, minlength=len(self._moved))
+        self._moved_growth += np.bincount(moves, weights=growth, minlength=len(self._moved))
 
     def test(self, *, margin: float, alpha: float) -> NumberNoninferiority:
         """Test both figures and the share of grown rows, each at ``alpha``: all must pass.
@@ -172,15 +177,17 @@ class PairedNumbers:
         )
 
     def _tail(self, n: int, alpha: float) -> tuple[Interval, float]:
-        """Return the share of grown rows, and by how much the mean error has grown if they are as many as may be."""
+        """Return the share of grown rows, and how much the mean error has grown if as many moved far as may be."""
         mean, growth = (self._sums[0][POWERS.index(each)] / max(n, 1) for each in ((1, 0), (0, 1)))
         highs = np.append(_EDGES, _EDGES[-1])
         far = highs > GROWN * mean
-        count, lost = int(self._grown[far].sum()), float((self._grown * highs)[far].sum())
-        share = clopper_pearson(count + self.nonfinite_rows, self.rows, 1 - 2 * alpha)
-        if not count or mean <= 0:
+        grown, moved = (int(counts[far].sum()) + self.nonfinite_rows for counts in (self._grown, self._moved))
+        share = clopper_pearson(grown, self.rows, 1 - 2 * alpha)
+        if not moved or not n or mean <= 0:
             return share, -math.inf
-        return share, float((growth - lost / n + share.high * lost / count) / mean)
+        most = clopper_pearson(moved, self.rows, 1 - 2 * alpha).high
+        lost = float((self._moved * highs)[far].sum()) / max(int(self._moved[far].sum()), 1)
+        return share, float((growth - self._moved_growth[far].sum() / n + most * lost) / mean)
 
     def _ratio(self, which: int, *, margin: float, alpha: float) -> _Ratio:
         n = self.rows - self.nonfinite_rows
