@@ -25,7 +25,7 @@ from lightship.optimize.ledger import Interrupted, Ledger
 from lightship.optimize.maker import Maker, PassProcess
 from lightship.optimize.measurements import Measurements
 from lightship.optimize.objective import TIMED, Objective
-from lightship.optimize.plan import Plan
+from lightship.optimize.plan import Plan, for_graph
 from lightship.optimize.settings import SearchSettings
 from lightship.optimize.variant_pass import PassFailed
 from lightship.types import Json, Progress, Silent
@@ -131,7 +131,7 @@ def search(
         progress.done(f"{known.base_ms:.3g} ms a call")
         maker = maker or PassProcess(scratch, calibration)
         try:
-            return _Search(known, settings, progress, judged=judged).run(plans, maker)
+            return _Search(known, settings, progress, judged=judged).run(for_graph(plans, reference), maker)
         finally:
             maker.close()
 
