@@ -152,7 +152,7 @@ def test_a_softmax_that_is_lost_or_put_in_is_refused():
     assert set(verdicts(truth, shares, of_eight_bits).values()) == {"passed"}
 
 
-@pytest.mark.parametrize(("kind", "off", "margin"), [("numbers", 0.15, 0.1), ("tags", 40.0, 0.1)])
+@pytest.mark.parametrize(("kind", "off", "margin"), [("numbers", 0.12, 0.1), ("tags", 40.0, 0.1)])
 def test_a_variant_that_is_as_good_on_average_and_wrecks_one_slice_is_refused(optimize, kind, off, margin):
     """Rows with a bright third pixel get other answers: few enough for the mean, and named by what they share."""
     made = labeled.KINDS[kind]()

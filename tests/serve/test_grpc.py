@@ -280,7 +280,7 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "another dtype": (lambda m: setattr(m.inputs[0], "datatype", "FP64"), "must be FP32. Got 'FP64'"),
     "a negative size": (lambda m: m.inputs[0].shape.__setitem__(0, -1), "whole numbers from 1 on. Got -1"),
     "no rows": (lambda m: m.inputs[0].shape.__setitem__(0, 0), "whole numbers from 1 on. Got 0"),
-    "no shape": (lambda m: m.inputs[0].ClearField("shape"), "1 to 32 sizes. Got 0"),
+    "no shape": (lambda m: m.inputs[0].ClearField("shape"), "shape \\[\\] needs 4 bytes. Got 3136"),
     "another shape": (lambda m: m.inputs[0].shape.__setitem__(slice(None), [1, 28, 28, 1]), "axis 1 must be 1"),
     "an unknown output": (lambda m: m.outputs.add(name="y"), r"outputs\[0\].name must be one of 'logits'"),
     "an output twice": (lambda m: [m.outputs.add(name="logits") for _ in range(2)], "at most 1 entries"),
