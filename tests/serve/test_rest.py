@@ -49,9 +49,9 @@ def worker() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def _asked(*models: Model, times: int = 1) -> None:
+def _asked(*models: Model, times: int = 1, listener: int | None = None) -> None:
     async def ask() -> None:
-        rest = Rest(lambda: models)
+        rest = Rest(lambda: models, lambda: listener)
         for _ in range(times):
             rest.soon()
         await asyncio.sleep(0)
@@ -62,13 +62,13 @@ def _asked(*models: Model, times: int = 1) -> None:
 def test_it_rests_once_however_many_requests_came(rests: list[float]) -> None:
     """A sleep for each request would add up to seconds."""
     _asked(Model(sated=True), times=5)
-    assert rests == [20]
+    assert rests == [10]
 
 
 def test_more_models_wait_for_each_other_no_longer(rests: list[float]) -> None:
     """A second model's requests wait half as long."""
     _asked(Model(sated=True), Model())
-    assert rests == [10]
+    assert rests == [5]
 
 
 @pytest.mark.parametrize("model", [Model(), Model(hungry=True)], ids=["idle", "hungry"])
@@ -92,3 +92,10 @@ def test_a_worker_that_answers_ends_it(
     ours, theirs = worker
     theirs.send(b"done")
     _asked(Model(sated=True, worker_descriptor=ours.fileno()), Model(worker_descriptor=None))
+
+
+def test_a_client_that_connects_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop takes one connection a turn: a thousand at once would wait for as many sleeps."""
+    monkeypatch.setattr("lightship.serve.rest._LONGEST_MS", 3_600_000)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        _asked(Model(sated=True), listener=listener.fileno())

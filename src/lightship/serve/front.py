@@ -20,7 +20,7 @@ from lightship.serve.limits import Clocks, Limits
 __all__ = ["Front", "Served"]
 
 _COOLING_S = 0.01
-_LEAST_AT_ONCE = 2  # refused connections that are read again in each of these times
+_LEAST_PER_S = 400  # refused connections that are read again, however few are answered
 
 Served = Callable[[Exchange, int, float], None]
 """Called after each answer with its exchange, its status and the seconds since the head came: for metrics and log."""
@@ -148,8 +148,9 @@ class _Cooling:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: deque[Connection] = deque()
-        self._at_once = _LEAST_AT_ONCE
+        self._at_once = 1
         self._refused = False
+        self._ticked_s = 0.0
         self._ticking = False
         self.answered = 0  # requests since the last time
 
@@ -158,11 +159,14 @@ class _Cooling:
         self._waiting.append(connection)
         self._refused = True
         if not self._ticking:
-            self._ticking, self.answered = True, 0
+            self._ticking, self.answered, self._ticked_s = True, 0, self._loop.time()
             self._loop.call_later(_COOLING_S, self._tick)
 
     def _tick(self) -> None:
-        self._at_once = max(_LEAST_AT_ONCE, self.answered // 8) if self._refused else self._at_once * 2
+        now = self._loop.time()
+        least = round(_LEAST_PER_S * (now - self._ticked_s))
+        self._ticked_s = now
+        self._at_once = max(least, self.answered // 8) if self._refused else self._at_once * 2
         self._refused, self.answered = False, 0
         for _ in range(min(self._at_once, len(self._waiting))):
             self._waiting.popleft().cooled()

@@ -2,8 +2,8 @@
 
 A request that arrives wakes the server, which takes the core from the engine and spoils its caches: for one request
 more in a queue that holds the next batch already, or for a refusal. So while a worker runs a batch and its next one
-waits, the server sleeps until a worker has something to say, for some milliseconds at most; then it reads all that has
-come. With a second core it can read beside the engine, and need not sleep.
+waits, the server sleeps for some milliseconds, until a worker has something to say or a client connects; then it reads
+all that has come. With a second core it can read beside the engine, and need not sleep.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 __all__ = ["Rest"]
 
-_LONGEST_MS = 20  # that a refusal, a question for health or another model's request may wait
+_LONGEST_MS = 10  # that a refusal, a question for health or another model's request may wait
 
 
 class Worked(Protocol):
@@ -35,10 +35,17 @@ class Worked(Protocol):
 
 
 class Rest:
-    """Sleeps on the event loop, on purpose. ``models`` returns those that are served now."""
+    """Sleeps on the event loop, on purpose.
 
-    def __init__(self, models: Callable[[], Iterable[Worked]]) -> None:
+    Args:
+        models: returns those that are served now.
+        listener: returns the descriptor that connections come in on; None while there is none. The loop takes one
+            connection a turn: a burst of them would wait for as many sleeps.
+    """
+
+    def __init__(self, models: Callable[[], Iterable[Worked]], listener: Callable[[], int | None]) -> None:
         self._models = models
+        self._listener = listener
         self._asked = False
 
     def soon(self) -> None:
@@ -52,8 +59,8 @@ class Rest:
         models = tuple(self._models())
         if not any(model.sated for model in models) or any(model.hungry for model in models):
             return
-        workers = select.poll()
-        for model in models:
-            if (descriptor := model.worker_descriptor) is not None:
-                workers.register(descriptor, select.POLLIN)
-        workers.poll(_LONGEST_MS / len(models))
+        wakers = select.poll()
+        for descriptor in (self._listener(), *(model.worker_descriptor for model in models)):
+            if descriptor is not None:
+                wakers.register(descriptor, select.POLLIN)
+        wakers.poll(_LONGEST_MS / len(models))

@@ -132,7 +132,7 @@ class Server:
             raise InvalidInput("A server needs at least one model.")
         self.options = options
         self._sharing = len({source.name for source in sources})
-        self._rest = Rest(lambda: self.catalog.models) if usable_cores() == 1 else None
+        self._rest = Rest(lambda: self.catalog.models, self._listens) if usable_cores() == 1 else None
         models: dict[tuple[str, int], ServedModel] = {}  # two references to one version share its worker
         for source in sources:
             if (source.name, source.version) not in models:
@@ -317,6 +317,9 @@ class Server:
             delivered=self._delivered,
             rest=self._rest,
         )
+
+    def _listens(self) -> int | None:
+        return None if self._socket is None or self._socket.fileno() < 0 else self._socket.fileno()
 
     def _delivered(self) -> None:
         self.front.flush()  # which there is not yet when the first models are made
