@@ -142,7 +142,8 @@ class _Cooling:
     """Connections that were refused for want of room, and how fast they are read again.
 
     A refusal costs a good part of what a small model costs. So a server that has more to do than it can must not spend
-    its time on refusing: for eight answers one of the refused is read again, and more while none is refused again.
+    its time on refusing: for eight answers one of the refused is read again, or 400 a second if that is more, and more
+    than that while none is refused again.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
