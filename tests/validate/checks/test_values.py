@@ -13,8 +13,8 @@ from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput
 from lightship.optimize.passes.int8_dynamic import Int8Dynamic
 from lightship.optimize.passes.int8_static import Int8Static
-from lightship.types import Verdict
-from lightship.validate.checks.values import check_values
+from lightship.types import ValueRange, Verdict
+from lightship.validate.checks.values import Seen, check_values, proven_values
 
 SUBJECTS = {"reference": "0" * 64}
 WIDTH = 12
@@ -59,10 +59,11 @@ def test_rows_that_do_not_touch_each_other_pass():
 
     assert found.verdict is Verdict.PASSED
     assert case(found, "NaN") == {
-        "case": "NaN", "input": "x", "reference": "not finite", "variant": None, "neighbors": 0.0, "problem": None,
+        "case": "NaN", "input": "x", "reference": "not finite", "variant": None, "follows": None, "neighbors": 0.0,
+        "problem": None,
     }  # fmt: skip
     assert case(found, "empty")["reference"] == "refused"
-    assert found.measured["proven"]["x"] == {"magnitude": 1e30, "nan": "not finite"}
+    assert found.measured["proven"]["x"] == {"magnitude": 1e30, "stretch": 2.0, "nan": "not finite"}
     assert found.measured["contaminated"] == []
     json.dumps([dict(found.measured), dict(found.method)], allow_nan=False)
 
@@ -106,6 +107,47 @@ def test_answer_of_int8_to_nan_is_told():
     assert found.verdict is Verdict.PASSED
     assert "+infinity in x" in found.measured["masked"]
     assert "the variant answers what the reference does not" in found.summary
+
+
+def served(found, inputs):
+    """Return the range of ``x`` that a server would take."""
+    seen = Seen()
+    seen.add(inputs)
+    return proven_values(found, seen)["x"]
+
+
+def test_static_int8_is_proven_only_near_its_calibration():
+    """It cuts off larger values and answers all the same: a server must refuse them, but not the next larger row."""
+    usual = rows(32)
+    variant = Int8Static().apply(dense(), calibration=[usual])
+
+    alone, quantized = check(dense(), inputs=usual), check(dense(), variant, usual)
+
+    most = float(np.abs(usual["x"]).max())
+    assert served(alone, usual) == ValueRange(-1e30, 1e30)
+    assert quantized.verdict is Verdict.PASSED
+    assert case(quantized, "random up to 100")["follows"] is False
+    assert served(quantized, usual).high == pytest.approx(2 * float(usual["x"].max()))
+    assert served(quantized, usual).high < 3 * most
+
+
+def test_variant_that_is_wrong_where_no_row_is_serves_no_such_values():
+    """No row could show it: its answers are those of the reference up to 50, and of opposite sign beyond."""
+    nodes = [
+        helper.make_node("Constant", [], ["limit"], value_float=50.0),
+        helper.make_node("Constant", [], ["columns"], value_ints=[1]),
+        helper.make_node("Abs", ["x"], ["abs"]),
+        helper.make_node("ReduceMax", ["abs", "columns"], ["most"], keepdims=1),
+        helper.make_node("Greater", ["most", "limit"], ["far"]),
+        helper.make_node("Neg", ["h"], ["not_h"]),
+        helper.make_node("Where", ["far", "not_h", "h"], ["y"]),
+    ]
+
+    found = check(dense(), dense(*nodes))
+
+    assert found.verdict is Verdict.PASSED
+    assert found.summary.endswith("the variant follows the reference for x up to 1")
+    assert served(found, rows()).high < 50
 
 
 def test_ids_outside_of_the_vocabulary_are_refused():

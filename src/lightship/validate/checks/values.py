@@ -25,25 +25,38 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 MAGNITUDES = (1.0, 1e2, 1e4, 1e8, 1e16, 1e30)
 """Of random values that are tried as whole rows, beyond those that data has."""
 
+STRETCH = 2.0
+"""What a usual row is multiplied with, for the values just beyond those that the rows have."""
+
+LEAST_COSINE, MOST_TIMES = 0.9, 2.0
+"""A variant follows the reference while their answers have one direction, and lengths apart by such a factor at most.
+
+No row stands behind what is asked here, so this is no measure of quality: it tells an answer from a different one.
+"""
+
 _MOST_BATCH = 4
 FINITE, NOT_FINITE, REFUSED = "finite", "not finite", "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
+    """An odd row; its ``magnitude`` where it is of random values, and whether it is a usual row that is stretched."""
+
     name: str
     input: str
     row: np.ndarray
     magnitude: float | None = None
+    stretches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What came of one case: the kind of answer, how far the neighbors moved, what is wrong."""
+    """What came of one case: the kind of answer and its floats, how far the neighbors moved, what is wrong."""
 
     kind: str
     neighbors: float | None = None
     problem: str = ""
+    answer: tuple[np.ndarray, ...] = ()
 
 
 def check_values(
@@ -84,7 +97,7 @@ def check_values(
     tried: list[Json] = []
     masked: list[str] = []
     contaminated: list[str] = []
-    proven: dict[str, dict[str, Json]] = {name: {"magnitude": None, "nan": None} for name in usual}
+    proven: dict[str, dict[str, Json]] = {name: {"magnitude": None, "stretch": 1.0, "nan": None} for name in usual}
     reached: dict[str, list[tuple[float, bool]]] = {}
     first = ""
     for case in cases:
@@ -102,14 +115,17 @@ def check_values(
                 "input": case.input,
                 "reference": found[0].kind,
                 "variant": last.kind if variant is not None else None,
+                "follows": _follows(found[0], last) if variant is not None else None,
                 "neighbors": _number(last.neighbors),
                 "problem": last.problem or None,
             }
         )
+        good = all(each.kind == FINITE and not each.problem for each in found) and _follows(found[0], last)
         if case.name == "NaN":
             proven[case.input]["nan"] = last.kind
+        if case.stretches and good:
+            proven[case.input]["stretch"] = STRETCH
         if case.magnitude is not None:
-            good = all(each.kind == FINITE and not each.problem for each in found)
             reached.setdefault(case.input, []).append((case.magnitude, good))
     for name, steps in reached.items():
         proven[name]["magnitude"] = _unbroken(steps)
@@ -120,6 +136,7 @@ def check_values(
             "input": ", ".join(usual),
             "reference": empty[0].kind,
             "variant": empty[-1].kind if variant is not None else None,
+            "follows": None,
             "neighbors": None,
             "problem": empty[-1].problem or None,
         }
@@ -129,7 +146,7 @@ def check_values(
         check="values",
         verdict=Verdict.FAILED if first else Verdict.PASSED,
         subjects=subjects,
-        summary=first or _summary(len(tried), size, proven, masked),
+        summary=first or _summary(len(tried), size, proven, masked, compared=variant is not None),
         measured={
             "batch": size,
             "cases": tried,
@@ -141,6 +158,9 @@ def check_values(
             "tolerance": tolerance,
             "seed": seed,
             "magnitudes": [*MAGNITUDES],
+            "stretch": STRETCH,
+            "least_cosine": LEAST_COSINE,
+            "most_times": MOST_TIMES,
             "neighbors": "answers without the odd row",
         },
     )
@@ -172,9 +192,9 @@ class Seen:
 def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
     """Return what a server may run, for ``Interface.values``; nothing of inputs that were not tried.
 
-    From minus to plus the magnitude up to which reference and variant answered well, and at least what usual rows
-    have. NaN and infinities only where usual rows have them: an answer to them is else an accident of the kernels, as
-    where a rectifier takes NaN for zero.
+    From minus to plus the magnitude up to which reference and variant answered well and alike, and at least what usual
+    rows have, stretched if a stretched row was answered well. NaN and infinities only where usual rows have them: an
+    answer to them is else an accident of the kernels, as where a rectifier takes NaN for zero.
 
     Args:
         evidence: of ``check_values``.
@@ -187,9 +207,11 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
     for name, usual in seen.ranges.items():
         tried = proven.get(name)
         if isinstance(tried, dict):
-            magnitude = tried.get("magnitude")
+            magnitude, stretch = tried.get("magnitude"), tried.get("stretch")
             reach = float(magnitude) if isinstance(magnitude, int | float) else 0.0
-            ranges[name] = replace(usual, low=min(-reach, usual.low), high=max(reach, usual.high))
+            stretch = float(stretch) if isinstance(stretch, int | float) else 1.0
+            low, high = min(usual.low, stretch * usual.low), max(usual.high, stretch * usual.high)
+            ranges[name] = replace(usual, low=min(-reach, low), high=max(reach, high))
     return ranges
 
 
@@ -203,6 +225,7 @@ def _cases(usual: Mapping[str, np.ndarray], random: np.random.Generator) -> list
             one = row.copy()
             one.reshape(-1)[:1] = np.nan
             cases.append(_Case("one NaN", name, one))
+            cases.append(_Case("a usual row, stretched", name, row * row.dtype.type(STRETCH), stretches=True))
             top = float(np.finfo(array.dtype).max)
             for label, value in (("largest", top), ("least", -top)):
                 cases.append(_Case(label, name, np.full_like(row, value), top))
@@ -231,14 +254,33 @@ def _try(
     outputs, found = _run(run, batch, size)
     if outputs is None:
         return found
-    answer = [array[place] for array in outputs.values() if array.dtype.kind in "fc"]
+    answer = tuple(array[place] for array in outputs.values() if array.dtype.kind in "fc")
     kind = FINITE if all(np.isfinite(each).all() for each in answer) else NOT_FINITE
     others = np.delete(np.arange(size), place)
     worst = max((_distance(outputs[name][others], base[name][others]) for name in base), default=0.0)
     if worst > tolerance:
         moved = "to NaN or infinity" if math.isinf(worst) else f"by {worst:.3g}, allowed {tolerance:.3g}"
-        return _Found(kind, worst, f"the other rows of the batch move {moved}")
-    return _Found(kind, worst if len(others) else None)
+        return _Found(kind, worst, f"the other rows of the batch move {moved}", answer)
+    return _Found(kind, worst if len(others) else None, answer=answer)
+
+
+def _follows(reference: _Found, variant: _Found) -> bool:
+    """Return whether each answer of floats is one that the reference could have given, if not exactly."""
+    if reference.kind != variant.kind or len(reference.answer) != len(variant.answer):
+        return False
+    return reference.kind != FINITE or all(map(_is_alike, reference.answer, variant.answer))
+
+
+def _is_alike(reference: np.ndarray, variant: np.ndarray) -> bool:
+    if reference.shape != variant.shape:
+        return False
+    expected, found = reference.ravel().astype(np.float64), variant.ravel().astype(np.float64)
+    scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(found).max(initial=0.0)))
+    if not scale:
+        return True
+    expected, found = expected / scale, found / scale  # squares of the largest floats are infinite
+    lengths = sorted((float(np.linalg.norm(expected)), float(np.linalg.norm(found))))
+    return lengths[1] <= MOST_TIMES * lengths[0] and float(expected @ found) >= LEAST_COSINE * lengths[0] * lengths[1]
 
 
 def _unbroken(steps: Sequence[tuple[float, bool]]) -> float | None:
@@ -282,12 +324,15 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _summary(tried: int, size: int, proven: Mapping[str, Mapping[str, Json]], masked: Sequence[str]) -> str:
+def _summary(
+    tried: int, size: int, proven: Mapping[str, Mapping[str, Json]], masked: Sequence[str], *, compared: bool
+) -> str:
     alone = "one row at a time" if size == 1 else f"among {size - 1} usual rows, which stay as they are"
     line = f"{tried} kinds of odd values tried {alone}"
     reached = [f"{name} up to {found['magnitude']:g}" for name, found in proven.items() if found["magnitude"]]
     if reached:
-        line += f"; finite answers for {summary_of(', '.join(reached), most=300)}"
+        what = "the variant follows the reference" if compared else "finite answers"
+        line += f"; {what} for {summary_of(', '.join(reached), most=300)}"
     if masked:
         line += f"; the variant answers what the reference does not: {summary_of(', '.join(masked), most=300)}"
     return line
