@@ -19,6 +19,8 @@ import onnx
 from model import Model
 from onnx import TensorProto, helper, numpy_helper
 
+from lightship.imports.fixed_sizes import with_fixed_sizes
+
 __all__ = ["filetype", "first_sound", "forest", "income", "lines", "pages", "pitch", "upright", "voice"]
 
 ROWS = 640
@@ -81,9 +83,8 @@ def upright(cache: Path) -> Model:
     labels = rng.integers(0, 2, len(lines))
     turned = [line[:, ::-1, ::-1] if label else line for line, label in zip(lines, labels, strict=True)]
     graph = _inside(_rapidocr(cache), "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx")
-    return Model(
-        "upright", graph, {"x": np.ascontiguousarray(np.stack(turned)), "label": labels}, {"d1": 48, "d2": 192}
-    )
+    graph = with_fixed_sizes(graph, {"d1": 48, "d2": 192})  # it is asked with lines of this size only
+    return Model("upright", graph, {"x": np.ascontiguousarray(np.stack(turned)), "label": labels}, {})
 
 
 def lines(cache: Path) -> Model:

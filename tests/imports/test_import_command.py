@@ -77,6 +77,37 @@ def test_text_tells_what_to_type_next(run, write):
     assert run("import", write(linear()), "--name", "m1", "--quiet").stderr == ""
 
 
+def test_a_fixed_size_is_the_only_one(run, write, home):
+    """The graph itself says it: its answers are the same there, and no other size is asked for."""
+    path, ids = write(attention()), np.random.default_rng(4).integers(0, 100, (2, 12))
+    rows = {"input_ids": ids, "attention_mask": np.ones((2, 12), np.int64)}
+    run("import", path, "--name", "free", "--upto", "seq=12")
+
+    said = json.loads(run("import", path, "--name", "fixed", "--fix", "seq=12", "--json").stdout)
+
+    assert said["proven"] == {"batch": [1, 32]}
+    with lightship.load("free:1", home=home) as free, lightship.load("fixed:1", home=home) as fixed:
+        assert [spec.shape for spec in fixed.interface.inputs] == [("batch", 12)] * 2
+        np.testing.assert_allclose(fixed.predict(rows)["pooled"], free.predict(rows)["pooled"], rtol=1e-6)
+        with pytest.raises(InvalidTensor, match="12"):
+            fixed.predict({name: array[:, :8] for name, array in rows.items()})
+
+
+def test_a_size_without_a_name_can_be_fixed(write, home):
+    """By the name that an import gives it; a name that is not there is refused, with those that are."""
+    mean = [node("ReduceMean", ["x", "axis"], ["y"], keepdims=0)]
+    path = write(model(mean, [info("x", ["n", None, 4])], [info("y", ["n", 4])], {"axis": np.array([1])}))
+
+    imported = import_model(path, name="mean", fix={"d0": 6}, home=home)
+
+    assert imported.interface.inputs[0].shape == ("batch", 6, 4)
+    assert imported.interface.proven == {"batch": (1, 32)}
+    with pytest.raises(InvalidInput, match=r"no free dimension 'len' \(--fix\).*Free are: 'n', 'd0'"):
+        import_model(path, name="mean", fix={"len": 6}, home=home)
+    with pytest.raises(InvalidInput, match=r"The one size of 'd0' must be in \[1, 1000000\]. Got 0"):
+        import_model(path, name="mean", fix={"d0": 0}, home=home)
+
+
 def test_the_same_file_is_the_same_version(run, write):
     """Also in another home: nothing of time, place or chance is in the bundle."""
     path = write(attention())

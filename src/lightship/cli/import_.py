@@ -53,6 +53,13 @@ def _bounds(context: click.Context, parameter: click.Parameter, values: tuple[st
     help="The largest size to try of a free dimension (default: batch=32, others 512). May be repeated.",
 )
 @click.option(
+    "--fix",
+    multiple=True,
+    callback=_bounds,
+    metavar="DIM=SIZE",
+    help="The one size that a free dimension has from now on: engines can plan for it. May be repeated.",
+)
+@click.option(
     "--accept-unproven",
     is_flag=True,
     help="Let it become production if the name has none yet, although nobody measured how good its answers are. "
@@ -65,6 +72,7 @@ def import_(
     name: str,
     golden: Path | None,
     upto: dict[str, int],
+    fix: dict[str, int],
     accept_unproven: bool,
     as_json: bool,
     quiet: bool,
@@ -81,7 +89,7 @@ def import_(
 
     with make_progress(quiet=quiet) as progress:
         imported = import_model(
-            file, name=name, golden=golden, upto=upto, accept_unproven=accept_unproven, progress=progress
+            file, name=name, golden=golden, upto=upto, fix=fix, accept_unproven=accept_unproven, progress=progress
         )
     if as_json:
         say_json(_as_json(imported))

@@ -76,6 +76,7 @@ def try_sizes(
     rows: Sequence[Tensors],
     *,
     tolerance: float,
+    given: Mapping[str, tuple[int, int]] | None = None,
     tell: Tell | None = None,
 ) -> Sizes:
     """Run ``variant`` at the proven sizes of ``interface``.
@@ -86,9 +87,10 @@ def try_sizes(
         interface: of the bundle, with the proven ranges.
         rows: of one shape each, without a batch axis (whole inputs of a graph without a batch dimension), at least one.
         tolerance: largest difference between an answer alone and in a batch: that of the variant's golden examples.
+        given: least and greatest size of each free dimension that is asked for; that of ``rows`` by default.
         tell: hears of the progress.
     """
-    return _Sizes(reference, variant, interface, rows, tolerance, tell or _silent).found()
+    return _Sizes(reference, variant, interface, rows, tolerance, given, tell or _silent).found()
 
 
 class _DoesNotRun(LightshipError):
@@ -103,6 +105,7 @@ class _Sizes:
         interface: Interface,
         rows: Sequence[Tensors],
         tolerance: float,
+        given: Mapping[str, tuple[int, int]] | None,
         tell: Tell,
     ) -> None:
         self._reference, self._variant, self._interface = reference, variant, interface
@@ -111,7 +114,7 @@ class _Sizes:
         shape = {name: array.shape for name, array in rows[0].items()}
         self._rows = [row for row in rows if {name: array.shape for name, array in row.items()} == shape]
         self._start = self._sizes_of(self._rows[0])
-        self._given = [self._sizes_of(row) for row in rows]
+        self._given = given or _spans([self._sizes_of(row) for row in rows])
         self._proven = {dim: span for dim, span in interface.proven.items() if dim in self._start}
         self._tried: list[Json] = []
         self._words: list[str] = []
@@ -205,13 +208,14 @@ class _Sizes:
                     return f"{dim} {size} fails: {problem}"
             if refused and not self._narrowed(dim, sizes, refused):
                 size, why = next(iter(refused.items()))
-                return f"{dim} {size} fails: {why}"
+                least, greatest = self._given[dim]
+                hint = f"; if it is always {least}, import the model with --fix {dim}={least}"
+                return f"{dim} {size} fails: {why}{hint if least == greatest else ''}"
         return ""
 
     def _narrowed(self, dim: str, sizes: Sequence[int], refused: Mapping[int, str]) -> bool:
         """Leave sizes out at the ends of a range; return False if rows have them, or it would be too many."""
-        given = [row[dim] for row in self._given]
-        least, greatest = min(given), max(given)
+        least, greatest = self._given[dim]
         if any(least <= size <= greatest for size in refused):
             return False
         below = [size for size in refused if size < least]
@@ -318,6 +322,10 @@ class _Sizes:
                 )
             sizes |= {dim: n for dim, n in zip(shape, row[spec.name].shape, strict=True) if isinstance(dim, str)}
         return sizes
+
+
+def _spans(sizes: Sequence[Mapping[str, int]]) -> dict[str, tuple[int, int]]:
+    return {dim: (min(each[dim] for each in sizes), max(each[dim] for each in sizes)) for dim in sizes[0]}
 
 
 def _problem_of(found: Tensors, expected: Tensors) -> str:

@@ -71,6 +71,7 @@ class _SizesTask(msgspec.Struct, frozen=True, tag="sizes", forbid_unknown_fields
     outputs: _Specs
     proven: dict[str, tuple[int, int]]
     rows: tuple[bytes, ...]
+    given: dict[str, tuple[int, int]]
     tolerance: float
     threads: int
 
@@ -149,6 +150,7 @@ def try_sizes_apart(
     interface: Interface,
     rows: Sequence[Tensors],
     tolerance: float,
+    given: Mapping[str, tuple[int, int]] | None = None,
     limit_s: float = LIMIT_S,
 ) -> Sizes:
     """Run ``try_sizes`` in a process of its own and return what it found.
@@ -158,7 +160,7 @@ def try_sizes_apart(
         engine: that runs it.
         options: for the engine, as a bundle records them.
         reference: the graph that the sizes of ``interface`` were proven for.
-        rows, tolerance: as for ``try_sizes``.
+        rows, tolerance, given: as for ``try_sizes``.
 
     Raises:
         Refused: it took too long or too much memory, or killed its process.
@@ -173,6 +175,7 @@ def try_sizes_apart(
         outputs=_plain_specs(interface.outputs),
         proven=dict(interface.proven),
         rows=tuple(write_npz(row) for row in rows),
+        given=dict(given or {}),
         tolerance=tolerance,
         threads=usable_cores(),
     )
@@ -380,7 +383,8 @@ def _run_sizes(task: _SizesTask) -> _SizesAnswer:
         stack.callback(reference.close)
         variant = load_runner(task.graph, engine=task.engine, options=theirs)
         stack.callback(variant.close)
-        found = try_sizes(reference, variant, interface, [read_npz(row) for row in task.rows], tolerance=task.tolerance)
+        rows = [read_npz(row) for row in task.rows]
+        found = try_sizes(reference, variant, interface, rows, tolerance=task.tolerance, given=task.given)
     return _SizesAnswer(found.problem, found.batch, found.mixed, found.tried, found.words, dict(found.proven))
 
 

@@ -173,6 +173,17 @@ class GivenRows:
         like = [index for index in indices if self._shape(index) == self._shape(indices[0])]
         return [self._file.row(index) for index in like[:count]]
 
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the least and the greatest size of each free dimension of a row, over all rows."""
+        found: dict[str, tuple[int, int]] = {}
+        for shapes in {known.shape for known in self._known if known}:
+            for spec, shape in zip(self._interface.inputs, shapes, strict=True):
+                for dim, size in zip(spec.shape[1:] if self._batched else spec.shape, shape, strict=True):
+                    if isinstance(dim, str):
+                        least, greatest = found.get(dim, (size, size))
+                        found[dim] = (min(least, size), max(greatest, size))
+        return found
+
     def answered(self, part: str, size: int) -> Iterator[tuple[Sequence[int], Tensors, Tensors]]:
         """Yield (rows, inputs, the reference's answers) of batches of rows of one shape.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightship.data.home import Home
 from lightship.engine.machine import fingerprint
 from lightship.errors import InvalidInput
 from lightship.imports.evidence import evidence_of
+from lightship.imports.fixed_sizes import with_fixed_sizes
 from lightship.imports.model_file import SourceGraph, read_bytes, read_graph
 from lightship.imports.row_numbers import with_row_numbers
 from lightship.imports.trial import Found
@@ -78,6 +79,7 @@ def import_model(
     name: str,
     golden: Path | str | Mapping[str, np.ndarray] | None = None,
     upto: Mapping[str, int] | None = None,
+    fix: Mapping[str, int] | None = None,
     accept_unproven: bool = False,
     home: Home | Path | str | None = None,
     progress: Progress | None = None,
@@ -91,6 +93,7 @@ def import_model(
         name: what the model is called.
         golden: a ``.npz`` file, or arrays by the name of the input; the first axis are rows. None draws them.
         upto: the largest size to try of a free dimension, by its name; ``batch`` is the rows of a batch.
+        fix: the one size that a free dimension has from now on, by its name.
         accept_unproven: let it become production if nothing is yet; the history says who accepted it.
         home: where registry and store are; by default what LIGHTSHIP_HOME names.
         progress: hears what is done.
@@ -102,10 +105,10 @@ def import_model(
     """
     check_name(name)
     where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
-    bounds = _bounds(upto or {})
+    bounds, fixed = Bounds(upto=_checked(upto or {}, "largest size to try")), _checked(fix or {}, "one size")
     progress = progress or Silent()
     progress.start("Read and audit the file")
-    source = read_graph(Path(path))
+    source = _fixed(read_graph(Path(path)), fixed)
     given = _given(golden)
     progress.done(source.audit)
     where.ensure()
@@ -118,11 +121,18 @@ def import_model(
     return imported
 
 
-def _bounds(upto: Mapping[str, int]) -> Bounds:
-    for dim, size in upto.items():
+def _checked(sizes: Mapping[str, int], what: str) -> dict[str, int]:
+    for dim, size in sizes.items():
         if not 1 <= size <= 1_000_000:
-            raise InvalidInput(f"The largest size to try of {dim!r} must be in [1, 1000000]. Got {size}.")
-    return Bounds(upto=dict(upto))
+            raise InvalidInput(f"The {what} of {dim!r} must be in [1, 1000000]. Got {size}.")
+    return dict(sizes)
+
+
+def _fixed(source: SourceGraph, sizes: Mapping[str, int]) -> SourceGraph:
+    if not sizes:
+        return source
+    fixed: dict[str, Json] = {**sizes}
+    return replace(source, graph=with_fixed_sizes(source.graph, sizes), facts={**source.facts, "fixed": fixed})
 
 
 def _given(golden: Path | str | Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray] | None:

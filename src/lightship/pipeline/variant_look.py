@@ -188,6 +188,7 @@ class VariantLook:
             interface=subject.interface,
             rows=rows,
             tolerance=golden.tolerance(),
+            given=None if self._gate is None else self._gate.rows.sizes(),
         )
 
     @property
