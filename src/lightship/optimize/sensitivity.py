@@ -34,6 +34,7 @@ _NEIGHBORS = 8
 _FEWER_TRIALS = 3
 _MOST_NAMED = 40
 _TABLES = frozenset({"Gather"})
+_TABLE_LEVELS = 127
 
 Rows = Sequence[Mapping[str, np.ndarray]]
 
@@ -69,17 +70,23 @@ def costs(reference: onnx.ModelProto, quantized: onnx.ModelProto, rows: Rows) ->
     return _measured(units, _session(_switchboard(reference, quantized, units)), rows)
 
 
-def product_costs(model: onnx.ModelProto, rows: Rows) -> list[Cost]:
+def product_costs(model: onnx.ModelProto, rows: Rows, *, levels: int) -> list[Cost]:
     """Return the cost of each product and table whose weights become int8, dearest first.
 
-    Weights are rounded with one scale a tensor, activations with the range that they have in the call.
+    Weights are rounded with one scale a channel, those of tables with one for all; activations with the range that they
+    have in the call.
+
+    Args:
+        model: in float.
+        rows: batches to measure on.
+        levels: of a product's weights, on one side of zero: 127, or 63 where sums of 8 bits would overflow.
 
     Raises:
         CannotRun: the engine does not run the graph on these rows.
     """
     layers = list(_weighted(model))
     units = [((tensor.name, node.name),) for node, tensor in layers]
-    return _measured(units, _session(_product_board(model, layers)), rows)
+    return _measured(units, _session(_product_board(model, layers, levels=levels)), rows)
 
 
 def _measured(units: Sequence[tuple[tuple[str, str], ...]], session: Any, rows: Rows) -> list[Cost]:
@@ -276,7 +283,7 @@ def _weighted(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.Ten
 
 
 def _product_board(
-    model: onnx.ModelProto, layers: Sequence[tuple[onnx.NodeProto, onnx.TensorProto]]
+    model: onnx.ModelProto, layers: Sequence[tuple[onnx.NodeProto, onnx.TensorProto]], *, levels: int
 ) -> onnx.ModelProto:
     """Return the float graph where layer ``i`` computes as in int8 if input ``_SWITCHES[i]`` is true."""
     import onnx
@@ -289,7 +296,8 @@ def _product_board(
     for number, (layer, tensor) in enumerate(layers):
         place, node = f"{_SWITCHES}/{number}", nodes[layer.name]
         board.graph.initializer.append(numpy_helper.from_array(np.array(number, np.int64), place))
-        board.graph.initializer.append(numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor)), f"{place}/w"))
+        rounded = _rounded(numpy_helper.to_array(tensor), layer, levels=levels)
+        board.graph.initializer.append(numpy_helper.from_array(rounded, f"{place}/w"))
         board.graph.node.append(helper.make_node("Gather", [_SWITCHES, place], [f"{place}/on"]))
         other = (helper.make_node("Identity", [f"{place}/w"], [f"{place}/same"]),)
         board.graph.node.append(_switch(f"{place}/on", tensor.name, other, f"{place}/weights"))
@@ -318,9 +326,14 @@ def _switch(on: str, source: str, rounding: Sequence[onnx.NodeProto], result: st
     return helper.make_node("If", [on], [result], then_branch=branch(rounding), else_branch=branch([off]))
 
 
-def _rounded(weights: np.ndarray) -> np.ndarray:
-    scale = max(float(np.abs(weights).max(initial=0.0)) / 127, 1e-30)
-    return (np.round(weights / scale) * scale).astype(np.float32)
+def _rounded(weights: np.ndarray, layer: onnx.NodeProto, *, levels: int) -> np.ndarray:
+    """Return weights as they are in int8, with one scale for each output channel of a product."""
+    transposed = any(each.name == "transB" and each.i for each in layer.attribute)
+    is_table = layer.op_type in _TABLES
+    others = None if is_table else -1 if transposed else -2  # a product sums over this axis
+    scale = np.abs(weights).max(axis=others, keepdims=True, initial=0.0) / (_TABLE_LEVELS if is_table else levels)
+    rounded: np.ndarray = np.round(weights / np.maximum(scale, 1e-30)) * scale
+    return rounded.astype(np.float32)
 
 
 def _session(model: onnx.ModelProto, *, all_rewrites: bool = False) -> Any:
