@@ -29,7 +29,7 @@ from lightship.serve.contracts.v2_reader import (
     V2Request,
     Wanted,
     binary_tensor,
-    read_numbers,
+    number_bytes,
 )
 from lightship.serve.http import Response
 from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack_bytes, unpack
@@ -89,6 +89,7 @@ class _Frame:
     timeout_us: int | None
     spec: TensorSpec
     shape: tuple[int, ...]
+    count: int
 
     @classmethod
     def of(cls, text: bytes, request: V2Request, spec: TensorSpec) -> _Frame | None:
@@ -102,7 +103,8 @@ class _Frame:
         if nested or start > _REMEMBERED_BYTES or len(text) - stop > _REMEMBERED_BYTES:
             return None
         shape = request.inputs[0].shape
-        return cls(text[:start], text[stop:], request.id, request.wanted, request.timeout_us, spec, shape)
+        id_, wanted, timeout_us = request.id, request.wanted, request.timeout_us
+        return cls(text[:start], text[stop:], id_, wanted, timeout_us, spec, shape, math.prod(shape))
 
     def numbers(self, text: bytes) -> bytes | None:
         """Return what stands in the place of the list, if the text has this start and this end."""
@@ -249,12 +251,12 @@ class V2Codec:
         numbers = frame.numbers(text)
         if numbers is None:
             return None
+        spec = frame.spec
         try:
-            array = read_numbers(self._parse(numbers, start=b"["), frame.spec.dtype, frame.shape, at="data")
+            values = number_bytes(self._parse(numbers, start=b"["), spec.dtype, frame.count, at="data")
         except LightshipError:
             return None  # read whole, it will be refused with the right words
-        # A copy again, for what is handed on outlives the array, and views of it cost more than so few bytes.
-        tensor = PackedTensor(frame.spec.name, frame.spec.dtype, frame.shape, array.tobytes())
+        tensor = PackedTensor(spec.name, spec.dtype, frame.shape, values)
         return V2Request(frame.id, (tensor,), frame.wanted, frame.timeout_us)
 
     def write(self, request: V2Request, tensors: Sequence[PackedTensor]) -> Response:

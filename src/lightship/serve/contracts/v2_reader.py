@@ -21,7 +21,7 @@ from lightship.errors import InvalidInput, InvalidTensor
 from lightship.serve.tensors import ITEM_BYTES, PackedTensor, pack, pack_bytes, unpack_bytes
 from lightship.types import DTYPES, TensorSpec
 
-__all__ = ["INTEGERS", "RequestReader", "Slice", "V2Request", "Wanted", "binary_tensor", "read_numbers"]
+__all__ = ["INTEGERS", "RequestReader", "Slice", "V2Request", "Wanted", "binary_tensor", "number_bytes"]
 
 Buffer = bytes | memoryview
 
@@ -34,7 +34,9 @@ _SAFE_SQUARES = float(np.finfo(np.float32).max) ** 2  # numbers whose squares su
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
-_WIDE = {"d": np.dtype(np.float64), "u": np.dtype(np.uint64), "i": np.dtype(np.int64)}
+_KINDS = {name: "d" if name not in INTEGERS else "u" if name.startswith("U") else "i" for name in DTYPES}
+_WIDE = {"d": np.dtype(np.float64), "u": np.dtype(np.uint64), "i": np.dtype(np.int64)}  # what simdjson reads them as
+_FP32 = np.dtype("<f4")
 
 
 class Wanted(NamedTuple):
@@ -173,7 +175,8 @@ class RequestReader:
             return PackedTensor(spec.name, spec.dtype, shape, pack_bytes(_texts(data, shape, parameters, at=at)))
         if spec.dtype == "BOOL":
             return pack(spec.name, spec.dtype, _booleans(data, shape, at=f"{at}.data"))
-        return pack(spec.name, spec.dtype, read_numbers(data, spec.dtype, shape, at=f"{at}.data"))
+        values = number_bytes(data, spec.dtype, math.prod(shape), at=f"{at}.data")
+        return PackedTensor(spec.name, spec.dtype, shape, values)
 
     def _check_nesting(self, data: Any, shape: tuple[int, ...], *, at: str) -> None:
         """Data is flat, or nested exactly as its shape says."""
@@ -320,32 +323,35 @@ def _shape(value: object, *, at: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def read_numbers(data: Any, dtype: str, shape: tuple[int, ...], *, at: str) -> np.ndarray:
-    """Return flat or nested JSON numbers as an array of ``dtype``.
+def number_bytes(data: Any, dtype: str, count: int, *, at: str) -> bytes:
+    """Return flat or nested JSON numbers in the binary form of ``dtype``.
 
     Raises:
-        InvalidTensor: they are not all numbers, not as many as the shape says, or not all in the range.
+        InvalidTensor: they are not all numbers, not ``count``, or not all in the range.
     """
-    kind = "d" if dtype not in INTEGERS else "u" if dtype.startswith("U") else "i"
-    what = "whole numbers" if kind != "d" else "numbers"
+    kind = _KINDS[dtype]
     try:
-        wide = np.frombuffer(data.as_buffer(of_type=kind), dtype=_WIDE[kind])
+        wide = np.frombuffer(data.as_buffer(of_type=kind), _WIDE[kind])
     except (TypeError, ValueError):
-        raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; it holds something else.") from None
-    if wide.size != math.prod(shape):
-        raise InvalidTensor(f"{at} must have {math.prod(shape)} values, as its shape says. Got {wide.size}.")
+        raise InvalidTensor(f"{at} must hold {_what(kind)} in the range of {dtype}; it holds something else.") from None
+    if wide.size != count:
+        raise InvalidTensor(f"{at} must have {count} values, as its shape says. Got {wide.size}.")
     if dtype == "FP32" and wide.dot(wide) <= _SAFE_SQUARES:
-        return wide.astype(np.float32).reshape(shape)
+        return wide.astype(_FP32).tobytes()
     with np.errstate(over="ignore"):
-        array = wide.astype(DTYPES[dtype])
+        array = wide.astype(np.dtype(DTYPES[dtype]).newbyteorder("<"))
         if kind == "d":
             # The sum of squares is finite if all are; if it is not, a large number may be the reason.
             exact = math.isfinite(float(np.dot(array, array))) or bool(np.isfinite(array).all())
         else:
             exact = array.itemsize == wide.itemsize or bool((array == wide).all())
     if not exact:
-        raise InvalidTensor(f"{at} must hold {what} in the range of {dtype}; one is out of it.")
-    return array.reshape(shape)
+        raise InvalidTensor(f"{at} must hold {_what(kind)} in the range of {dtype}; one is out of it.")
+    return array.tobytes()
+
+
+def _what(kind: str) -> str:
+    return "numbers" if kind == "d" else "whole numbers"
 
 
 def _flat(data: Any) -> list[Any]:
