@@ -12,7 +12,7 @@ from PIL import Image
 
 from lightship.data.rows import BadRow
 from lightship.errors import InvalidData, InvalidInput, NotFound
-from lightship.tasks import row_files
+from lightship.tasks import row_arrays, row_reader, row_tables
 from lightship.tasks.image_classification import ImageClassification
 from lightship.tasks.row_files import read_rows
 from lightship.tasks.tensors import TensorRows
@@ -49,8 +49,8 @@ def test_an_npz_file_holds_arrays_by_name(tmp_path):
 
 def test_rows_of_a_large_file_come_from_the_disk_one_by_one(tmp_path, monkeypatch):
     """The same values, and never the whole file in memory."""
-    monkeypatch.setattr(row_files, "_WHOLE_BYTES", 100)
-    monkeypatch.setattr(row_files, "read_npz", None)
+    monkeypatch.setattr(row_arrays, "_WHOLE_BYTES", 100)
+    monkeypatch.setattr(row_arrays, "read_npz", None)
     np.savez(tmp_path / "rows.npz", x=X.astype(">f4"), label=np.arange(10) % 2)
     rows = _read(tmp_path / "rows.npz")
 
@@ -295,7 +295,7 @@ def _bomb(path, columns, rows):
 
 def test_a_small_file_of_a_great_many_rows_is_not_read(tmp_path, monkeypatch):
     """Its header says how many there are; nothing is unpacked."""
-    rows = row_files.MOST_GIVEN + 1
+    rows = row_reader.MOST_GIVEN + 1
     np.savez_compressed(tmp_path / "r.npz", x=np.zeros((rows, 4), np.uint8))
     column = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4 * rows, np.float32)), 4)
     table = _bomb(tmp_path / "r.parquet", {"x": column}, rows)
@@ -309,9 +309,9 @@ def test_a_small_file_of_a_great_many_rows_is_not_read(tmp_path, monkeypatch):
 
 def test_what_a_few_bytes_unpack_to_is_bounded(tmp_path, monkeypatch):
     """A zip of zeros, a table of them, and a folder of either: refused by what their headers say."""
-    monkeypatch.setattr(row_files, "_WHOLE_BYTES", 1 << 20)
-    monkeypatch.setattr(row_files, "_GROUP_BYTES", 1 << 20)
-    monkeypatch.setattr(row_files, "_LEAST_REFUSED", 1 << 19)
+    monkeypatch.setattr(row_arrays, "_WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr(row_tables, "_GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(row_reader, "_LEAST_REFUSED", 1 << 19)
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
     np.savez_compressed(tmp_path / "r.npz", x=np.zeros((1 << 17, 4), np.float32))
     zeros = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1 << 19, np.float32)), 4)
@@ -335,7 +335,7 @@ def test_what_a_few_bytes_unpack_to_is_bounded(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["texts", "lists"])
 def test_a_long_text_that_a_dictionary_repeats_is_bounded(tmp_path, monkeypatch, form):
     """A megabyte of text in the file would be a gigabyte in a thousand rows."""
-    monkeypatch.setattr(row_files, "_GROUP_BYTES", 1 << 24)
+    monkeypatch.setattr(row_tables, "_GROUP_BYTES", 1 << 24)
     interface = TEXTS
     column = pa.array(["a" * 100_000, "b"] * 500)
     if form == "lists":
@@ -346,7 +346,7 @@ def test_a_long_text_that_a_dictionary_repeats_is_bounded(tmp_path, monkeypatch,
 
     with pytest.raises(InvalidData, match="'city' of row group 0 unpacks to 50,000,500 bytes"):
         _read(path, interface).row(0)
-    monkeypatch.setattr(row_files, "_GROUP_BYTES", 1 << 30)
+    monkeypatch.setattr(row_tables, "_GROUP_BYTES", 1 << 30)
     assert _read(path, interface).row(0)["city"].ravel()[0] == b"a" * 100_000
 
 
