@@ -34,7 +34,7 @@ from lightship.pipeline.optimized import optimize_model
 from lightship.registry.database import open_database
 from lightship.validate.fidelity import FidelityBudget
 
-SEARCH = "lightship.pipeline.optimized.search"
+SEARCH = "lightship.pipeline.optimize_search.search"
 
 
 @pytest.fixture(scope="session")

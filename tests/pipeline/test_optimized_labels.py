@@ -52,7 +52,7 @@ def optimize(imported, tmp_path, monkeypatch):
         if not home.root.exists():
             shutil.copytree(imported(kind).root, home.root)
         found = models.found(made.graph(), {f"v{place}": graph for place, graph in enumerate(graphs)})
-        monkeypatch.setattr("lightship.pipeline.optimized.search", found)
+        monkeypatch.setattr("lightship.pipeline.optimize_search.search", found)
         data = {"x": made.rows} if label is False else {"x": made.rows, "label": made.truth if label is None else label}
         return optimize_model("m:1", data=data, home=home, **options)
 

@@ -112,7 +112,7 @@ def digits(tmp_path) -> Home:
 
 def propose(monkeypatch, graphs) -> None:
     """Let the search propose these graphs; rows, judging and release are real."""
-    monkeypatch.setattr("lightship.pipeline.optimized.search", models.found(models.digits_graph(), graphs))
+    monkeypatch.setattr("lightship.pipeline.optimize_search.search", models.found(models.digits_graph(), graphs))
 
 
 def test_an_optimized_model_has_a_report_too(digits, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def optimize(site, monkeypatch):
             (site.stage("train") / "reference.onnx").read_bytes(),
             {f"v{place}": graph for place, graph in enumerate(graphs)},
         )
-        monkeypatch.setattr("lightship.pipeline.optimized.search", found)
+        monkeypatch.setattr("lightship.pipeline.optimize_search.search", found)
         return optimize_model(reference, data=site.folder / "images", margin=0.1, home=Home(site.home), **options)
 
     return go

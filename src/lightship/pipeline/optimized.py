@@ -10,64 +10,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from lightship.bundle.arrays import array_from_npy
-from lightship.bundle.manifest import REFERENCE, Manifest, TaskRef
+from lightship.bundle.manifest import REFERENCE, TaskRef
 from lightship.bundle.statement import Evidence, summary_of
-from lightship.data.files import canonical_json, sha256_hex, write_atomic
+from lightship.data.files import sha256_hex, write_atomic
 from lightship.data.home import Home
 from lightship.data.parts import PARTS
-from lightship.engine.difference import require_golden
 from lightship.engine.machine import fingerprint, usable_cores
 from lightship.engine.runner import Runner
 from lightship.engine.tuning import Tuned, tuning_path, write_tuned
-from lightship.errors import BundleRefused, InvalidInput
-from lightship.extensions import extension_names
-from lightship.optimize.candidate import Candidate, Rows
+from lightship.errors import InvalidInput
+from lightship.optimize.candidate import Candidate
 from lightship.optimize.objective import Objective
-from lightship.optimize.plan import Plan, default_plans, known_plans
-from lightship.optimize.search import SearchResult, search
-from lightship.optimize.settings import SearchSettings
+from lightship.optimize.search import SearchResult
 from lightship.pipeline.analysis import Analysis
-from lightship.pipeline.cache import StageCache, code_digest, library_versions
+from lightship.pipeline.cache import StageCache, library_versions
 from lightship.pipeline.given_rows import GivenRows
-from lightship.pipeline.golden_answers import answers_to
-from lightship.pipeline.labeled_answers import MARGINS, answers_to_labels, require_fitting
+from lightship.pipeline.labeled_answers import answers_to_labels, require_fitting
 from lightship.pipeline.labeled_rows import GivenClasses, GivenValues
+from lightship.pipeline.optimize_parent import Parent, read_parent
+from lightship.pipeline.optimize_request import OptimizeRequest, kind_named, plans_named
+from lightship.pipeline.optimize_search import margin_of, search_variants
 from lightship.pipeline.optimized_release import Passed, release_variant
 from lightship.pipeline.release_report import write_optimized_report
-from lightship.pipeline.row_labels import output_of
 from lightship.pipeline.search_evidence import search_evidence
 from lightship.pipeline.temperature import require_temperature, temperature_of, with_temperature
 from lightship.pipeline.value_analysis import ValueAnalysis
-from lightship.pipeline.variant_look import GateRows, Subject, VariantLook
+from lightship.pipeline.variant_look import GateRows, VariantLook
 from lightship.registry.database import open_database
 from lightship.registry.records import EvidenceRow
-from lightship.registry.releases import VerifiedRelease, read_release
-from lightship.tasks.registry import load_task
 from lightship.tasks.row_files import LABEL, read_rows
-from lightship.tasks.task import Task
-from lightship.tasks.tensors import BATCH
 from lightship.types import Json, Progress, Silent, ValueRange, Verdict
 from lightship.validate.checks.values import Seen, proven_values
 from lightship.validate.fidelity import FidelityBudget
 from lightship.validate.gate import Policy, apply_policy, policy_named, require
 from lightship.validate.judge import Candidate as Judged
 from lightship.validate.judge import Judgement, Outcome, judge
-from lightship.validate.meters import KINDS, Kind
 
 __all__ = ["OptimizedRelease", "optimize_model"]
 
 ALPHA = 0.05
-_WASTED = 5.0
-"""Times the margin: what loses as much on selection rows is not worth a look at the gate rows."""
-_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_KEPT_SEARCHES = 4
 _SEEN_ROWS = 64  # read at once to note their values
 _NOT_GIVEN = "No rows were given: how far its answers are from the reference's on real inputs was not measured"
 
@@ -130,39 +117,6 @@ class OptimizedRelease:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a person asked for."""
-
-    objective: Objective
-    minutes: float
-    budget: FidelityBudget | None
-    min_accuracy: float | None
-    margin: float | None
-    plans: tuple[Plan, ...] | None
-    label: str
-    label_kind: Kind | None
-    output: str | None
-    temperature: str
-    accept_unproven: bool
-
-    @property
-    def calm(self) -> bool:
-        """Whether the temperature goes into the release."""
-        return self.temperature == "apply"
-
-
-@dataclass(slots=True)
-class _Parent:
-    """The verified release that is optimized."""
-
-    release: VerifiedRelease
-    manifest: Manifest
-    task: Task
-    subject: Subject
-    words: list[str] = field(default_factory=list)
-
-
 def optimize_model(
     reference: str,
     *,
@@ -209,118 +163,30 @@ def optimize_model(
         Conflict: another process optimizes the same model in this home.
     """
     where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
-    asked = _asked(
-        objective,
-        minutes,
-        budget,
-        min_accuracy,
-        margin,
-        passes,
-        label,
-        label_kind,
-        output,
-        temperature,
-        data,
-        accept_unproven,
-    )
-    progress = progress or Silent()
-    progress.start("Verify the release")
-    parent = _parent(where, reference)
-    if asked.calm:
-        require_temperature(parent.task)
-    name, version = parent.release.resolved.name, parent.release.resolved.version
-    progress.done(f"{name}:{version}")
-    where.ensure()
-    cache = StageCache(where.cache / "optimize" / name)
-    with cache.locked():
-        return _Work(where, parent, asked, data, progress).run(where.cache / "optimize" / name)
-
-
-def _asked(
-    objective: str,
-    minutes: float,
-    budget: FidelityBudget | None,
-    min_accuracy: float | None,
-    margin: float | None,
-    passes: Sequence[str] | None,
-    label: str,
-    label_kind: str | None,
-    output: str | None,
-    temperature: str,
-    data: object,
-    accept_unproven: bool,
-) -> _Asked:
-    if not 0 < minutes <= 24 * 60:
-        raise InvalidInput(f"`minutes` of a search must be above 0 and at most a day (1440). Got {minutes:g}.")
-    for what, value in (("min_accuracy", min_accuracy), ("margin", margin)):
-        if value is not None and not 0 < value < 1:
-            raise InvalidInput(f"`{what}` must be a share between 0 and 1. Got {value:g}.")
-    kind = next((kind for kind in KINDS if kind == label_kind), None)
-    if label_kind != kind:
-        raise InvalidInput(f"`label_kind` must be one of {', '.join(KINDS)}. Got {label_kind!r}.")
-    if temperature not in ("report", "apply"):
-        raise InvalidInput(f"`temperature` must be 'report' or 'apply'. Got {temperature!r}.")
-    if data is None and temperature == "apply":
-        raise InvalidInput("A temperature is fitted on rows with classes. Give them with `--data`.")
-    if data is None and (budget or min_accuracy is not None or margin is not None):
-        raise InvalidInput("A budget is judged on rows. Give them with `--data`, or leave the budget out.")
-    return _Asked(
+    asked = OptimizeRequest(
         objective=Objective.parse(objective),
         minutes=minutes,
         budget=budget,
         min_accuracy=min_accuracy,
         margin=margin,
-        plans=None if passes is None else _plans_named(passes),
+        plans=None if passes is None else plans_named(passes),
         label=label,
-        label_kind=kind,
+        label_kind=kind_named(label_kind),
         output=output,
         temperature=temperature,
         accept_unproven=accept_unproven,
+        with_rows=data is not None,
     )
-
-
-def _plans_named(names: Sequence[str]) -> tuple[Plan, ...]:
-    known = known_plans()
-    wrong = [name for name in names if name not in known and name not in extension_names("passes")]
-    if wrong or not names:
-        raise InvalidInput(
-            f"There is no pass or variant {wrong[0] if wrong else ''!r}. Passes: "
-            f"{', '.join(extension_names('passes'))}. Variants: {', '.join(known)}."
-        )
-    return tuple(plan for plan in known.values() if plan.is_of(names))
-
-
-def _parent(home: Home, reference: str) -> _Parent:
-    """Read and verify the release as a server does, its golden examples included."""
-    release = read_release(home, reference)
-    manifest = release.bundle.manifest
-    variant = manifest.variant(REFERENCE)
-    task = load_task(manifest.task.name, manifest.task.codec_version, manifest.task.config)
-    expected = manifest.golden.expected.get(REFERENCE)
-    if variant is None or expected is None or not manifest.golden.inputs:
-        raise BundleRefused(
-            f"The bundle {release.bundle.digest} has no golden examples of its reference, so a variant of it could not "
-            "be tested where it will run. Release the model again."
-        )
-    golden = tuple(task.encode(release.bundle.read(path)) for path in manifest.golden.inputs)
-    subject = Subject(
-        graph=release.bundle.read(variant.graph),
-        interface=manifest.interface,
-        task_digest=manifest.task.digest,
-        golden=golden,
-        tolerance=float(expected.tolerance),
-    )
-    runner = subject.runner(threads=1)
-    try:
-        answers = [answers_to(runner, row, batched=subject.batched) for row in golden]
-    finally:
-        runner.close()
-    for output, path in expected.outputs.items():
-        recorded = array_from_npy(release.bundle.read(path), what=path)
-        for place, answer in zip(manifest.golden.inputs, enumerate(answers), strict=True):
-            index, found = answer
-            require_golden(place, output, found[output], recorded[index], tolerance=subject.tolerance)
-    return _Parent(release, manifest, task, subject)
+    progress = progress or Silent()
+    progress.start("Verify the release")
+    parent = read_parent(where, reference)
+    if asked.calm:
+        require_temperature(parent.task)
+    progress.done(f"{parent.name}:{parent.version}")
+    where.ensure()
+    folder = where.cache / "optimize" / parent.name
+    with StageCache(folder).locked():
+        return _Work(where, parent, asked, data, progress).run(folder)
 
 
 class _Work:
@@ -329,39 +195,27 @@ class _Work:
     def __init__(
         self,
         home: Home,
-        parent: _Parent,
-        asked: _Asked,
+        parent: Parent,
+        asked: OptimizeRequest,
         data: Path | str | Mapping[str, np.ndarray] | None,
         progress: Progress,
     ) -> None:
         self._home, self._parent, self._asked, self._data = home, parent, asked, data
         self._progress = progress
         self._threads = usable_cores()
-        self._words = parent.words
+        self._words: list[str] = []
         self._gate_looks = 0
         self._about_reference: tuple[Evidence, ...] = ()
 
     def run(self, folder: Path) -> OptimizedRelease:
-        subject, asked = self._parent.subject, self._asked
-        reference = subject.runner(threads=self._threads)
+        reference = self._parent.subject.runner(threads=self._threads)
         try:
             rows = self._read_rows(reference)
-            selection = self._selection() if rows is None else rows.selection()
             if rows is not None:
                 require_fitting(rows, alpha=ALPHA)
-            found = self._search(rows, selection, folder)
+            found = search_variants(self._parent.subject, self._asked, rows, folder=folder, progress=self._progress)
             gate = None if rows is None else self._gate(rows)
-            looks = self._looks(gate, found)
-            if rows is not None and looks:
-                self._gate_looks = self._count_look(rows, found)
-            self._progress.start("Judge", len(looks))
-            judgement = judge([Judged(each.candidate.name, each) for each in looks], alpha=ALPHA)
-            self._progress.done(self._verdict(judgement))
-            about = judgement.evidence
-            if asked.calm and judgement.chosen == REFERENCE:
-                looks, about = self._reference_look(gate, found)
-            if gate is not None and judgement.chosen == REFERENCE:
-                self._about_reference = self._of_reference(gate, judged=bool(found.proposed))
+            looks, judgement, about = self._judged(gate, found)
         finally:
             reference.close()
         chosen = next((each for each in looks if each.candidate.name == judgement.chosen), None)
@@ -373,7 +227,7 @@ class _Work:
             return self._kept(found, judgement)
         evidence = self._evidence(gate, found, judgement, chosen, about)
         task = self._parent.manifest.task
-        if asked.calm:
+        if self._asked.calm:
             task, evidence = with_temperature(self._parent.task, evidence)
             self._words += [each.summary for each in evidence if each.check == "calibration"]
             if chosen.candidate.name == REFERENCE and task.digest == self._parent.manifest.task.digest:
@@ -381,14 +235,14 @@ class _Work:
         passed = self._passed(gate, judgement, evidence, chosen, found, task)
         self._progress.start("Build and sign the bundle")
         registered, listed, signer = release_variant(
-            self._home, self._parent.release, passed, accept_unproven=asked.accept_unproven
+            self._home, self._parent.release, passed, accept_unproven=self._asked.accept_unproven
         )
         self._progress.done(f"{registered.name}:{registered.version}")
         self._keep_tuning(registered.bundle, chosen)
         return self._reported(
             OptimizedRelease(
                 name=registered.name,
-                parent=self._parent.release.resolved.version,
+                parent=self._parent.version,
                 chosen=judgement.chosen,
                 search=found.to_json(),
                 outcomes=judgement.outcomes,
@@ -405,7 +259,7 @@ class _Work:
             )
         )
 
-    # -- rows and search ----------------------------------------------------------------------------------------
+    # -- rows ---------------------------------------------------------------------------------------------------
 
     def _read_rows(self, reference: Runner) -> GivenRows | None:
         if self._data is None:
@@ -448,84 +302,29 @@ class _Work:
             self._words.append(summary_of(first, most=300))
         return rows
 
-    def _selection(self) -> Rows:
-        """Return what is searched on without rows: the golden inputs, which are only timed."""
-        subject = self._parent.subject
-        first = {name: array.shape for name, array in subject.golden[0].items()}
-        alike = [row for row in subject.golden if {name: array.shape for name, array in row.items()} == first]
-        inputs = {name: np.stack([row[name] for row in alike]) for name in alike[0]}
-        runner = subject.runner(threads=1)
-        try:
-            answers = answers_to(runner, alike[0], batched=subject.batched)
-        finally:
-            runner.close()
-        output = output_of(answers, subject.interface.outputs, wanted=self._asked.output)
-        return Rows(inputs, None, output, batched=subject.batched)
-
-    def _search(self, rows: GivenRows | None, selection: Rows, folder: Path) -> SearchResult:
-        asked, subject = self._asked, self._parent.subject
-        plans = asked.plans
-        if plans is None:
-            plans = default_plans(lossless_only=rows is None)
-        elif rows is None and (lossy := [plan.name for plan in plans if not plan.lossless]):
-            raise InvalidInput(f"{lossy[0]!r} changes answers, so it must be judged on rows. Give them with `--data`.")
-        most = subject.interface.proven.get(BATCH, (1, 1))[1] if subject.batched else 1
-        settings = SearchSettings(
-            objective=asked.objective,
-            minutes=asked.minutes,
-            batches=tuple(size for size in _BATCHES if size <= most),
-            budget=None if rows is None or rows.labels else asked.budget or FidelityBudget(),
-            most_lost=_WASTED * self._margin(rows),
-        )
-        work = folder / self._key(rows, plans)
-        work.mkdir(parents=True, exist_ok=True)
-        _forget_oldest(folder, keep=work)
-        return search(
-            subject.graph,
-            plans,
-            calibration=[] if rows is None else rows.calibration(),
-            selection=selection,
-            judged=rows is not None,
-            settings=settings,
-            folder=work,
-            progress=self._progress,
-        )
-
-    def _margin(self, rows: GivenRows | None) -> float:
-        """Return what is too much to lose, of labeled rows."""
-        return self._asked.margin or MARGINS[rows.labels.kind if rows and rows.labels else "classes"]
-
-    def _key(self, rows: GivenRows | None, plans: Sequence[Plan]) -> str:
-        """Name the folder of the search by everything that decides it: the same call goes on where it was stopped."""
-        asked = self._asked
-        decided: dict[str, Json] = {
-            "reference": sha256_hex(self._parent.subject.graph),
-            "interface": self._parent.subject.task_digest,
-            "rows": None if rows is None else [rows.fingerprint("calibration"), rows.fingerprint("selection")],
-            "plans": [plan.name for plan in plans],
-            "objective": str(asked.objective),
-            "minutes": repr(asked.minutes),
-            "budget": None if asked.budget is None else repr(asked.budget),
-            "margin": repr(self._margin(rows)),
-            "output": asked.output,
-            "code": code_digest(
-                "optimize",
-                "engine",
-                "tasks",
-                "pipeline/given_rows.py",
-                "pipeline/row_labels.py",
-                "pipeline/optimized.py",
-            ),
-            "libraries": library_versions("onnx", "onnxruntime", "openvino", "nncf", "numpy"),
-            "machine": fingerprint()["digest"],
-        }
-        return f"search-{sha256_hex(canonical_json(decided))[:16]}"
-
     # -- judging ------------------------------------------------------------------------------------------------
+
+    def _judged(
+        self, gate: GateRows | None, found: SearchResult
+    ) -> tuple[list[VariantLook], Judgement, tuple[Evidence, ...]]:
+        """Let the gate decide; return the looks, what came of them, and the evidence about what is chosen."""
+        looks = self._looks(gate, found)
+        if gate is not None and looks:
+            self._gate_looks = self._count_look(gate.rows, found)
+        self._progress.start("Judge", len(looks))
+        judgement = judge([Judged(each.candidate.name, each) for each in looks], alpha=ALPHA)
+        self._progress.done(self._verdict(judgement))
+        about = judgement.evidence
+        if judgement.chosen == REFERENCE:
+            if self._asked.calm:
+                looks, about = self._reference_look(gate, found)
+            if gate is not None:
+                self._about_reference = self._of_reference(gate, judged=bool(found.proposed))
+        return looks, judgement, about
 
     def _gate(self, rows: GivenRows) -> GateRows:
         labels, asked, parent = rows.labels, self._asked, self._parent
-        margin = self._margin(rows)
+        margin = margin_of(asked, rows)
         gate = GateRows(rows, asked.budget, margin, ALPHA)
         if labels is None:
             return gate
@@ -549,8 +348,8 @@ class _Work:
         """Return the look at the reference itself, which is to get a temperature, and what it found beside nothing."""
         if self._parent.manifest.default != REFERENCE:
             self._words.append(
-                f"no temperature was applied: nothing passed, and {self._parent.release.resolved.name}:"
-                f"{self._parent.release.resolved.version} runs {self._parent.manifest.default!r}, not its reference"
+                f"no temperature was applied: nothing passed, and {self._parent.name}:{self._parent.version} runs "
+                f"{self._parent.manifest.default!r}, not its reference"
             )
             return [], ()
         reference = Candidate(REFERENCE, graph=self._parent.subject.graph, precision="fp32")
@@ -655,7 +454,7 @@ class _Work:
         policy = self._policy(gate, chosen, alpha=judgement.alpha, proven=proven)
         if chosen.candidate.name == REFERENCE:
             policy = policy.for_reference()
-        require(apply_policy(policy, evidence), what=f"{self._parent.release.resolved.name} ({chosen.candidate.name})")
+        require(apply_policy(policy, evidence), what=f"{self._parent.name} ({chosen.candidate.name})")
         if asked.min_accuracy is not None and not proven:
             self._words.append(f"the release is structural: {accuracy.summary}")
         assert chosen.golden is not None  # noqa: S101 - it passed
@@ -729,15 +528,14 @@ class _Work:
 
     @property
     def _report(self) -> Path:
-        return self._home.runs / f"{self._parent.release.resolved.name}-optimized.json"
+        return self._home.runs / f"{self._parent.name}-optimized.json"
 
     def _kept(self, found: SearchResult, judgement: Judgement) -> OptimizedRelease:
         """The reference stays: an honest result, of which nothing new is released."""
-        resolved = self._parent.release.resolved
         return self._reported(
             OptimizedRelease(
-                name=resolved.name,
-                parent=resolved.version,
+                name=self._parent.name,
+                parent=self._parent.version,
                 chosen=REFERENCE,
                 search=found.to_json(),
                 outcomes=judgement.outcomes,
@@ -750,13 +548,3 @@ class _Work:
         write_atomic(result.report, json.dumps(result.to_json(), indent=1).encode())
         write_optimized_report(self._home, result, self._about_reference)
         return result
-
-
-def _forget_oldest(folder: Path, *, keep: Path) -> None:
-    """Keep the folders of the searches that were used last."""
-    import shutil
-
-    keep.touch()
-    searches = sorted(folder.glob("search-*"), key=lambda path: path.stat().st_mtime_ns)
-    for old in searches[:-_KEPT_SEARCHES]:
-        shutil.rmtree(old, ignore_errors=True)
