@@ -5,8 +5,9 @@
 Contestants: PyTorch eager, ONNX Runtime as it comes and with its own quantizers, OpenVINO, NNCF's two recipes on
 OpenVINO's own format, and what `lightship optimize` released for latency and for throughput. Files that other tools
 made (`rivals/make.py`) join with --also. Each round runs every contestant once, in a fresh process of its own, with one
-thread and with two, in shuffled order, but those that were not half as fast as the best in the first one; a figure is
-the median over rounds, and a ratio that of the medians. With --keep a run that was stopped goes on.
+thread and with two, in shuffled order, but those that were not half as fast as the best in the first one; what is the
+same file for the same tool runs once. A figure is the median over rounds, and a ratio that of the medians. With --keep
+a run that was stopped goes on.
 
 It prints a Markdown table.
 """
@@ -14,6 +15,7 @@ It prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -40,6 +42,11 @@ class Contestant:
     model: Path
     precision: str = "f32"
     note: str = ""
+
+    @property
+    def way(self) -> tuple[str, str, bytes]:
+        """What is run: contestants that run the same bytes in the same way are one."""
+        return self.kind, self.precision, hashlib.sha256(self.model.read_bytes()).digest()
 
 
 def ort_dynamic(source: Path, target: Path, *, per_channel: bool) -> None:
@@ -208,10 +215,11 @@ def table(contestants: list[Contestant], found: dict[str, list[dict]], folder: P
     print("| contestant | p50 ms | rows/s (batch) | to eager | to the best | cosine | SNR dB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for each in contestants:
-        runs = found[each.name]
+        one = first_of(each, contestants)
+        runs = found[one.name]
         if not runs:
             continue
-        other = np.load(folder / f"{each.name.replace(' ', '-')}.npy").astype(np.float64)
+        other = np.load(folder / f"{one.name.replace(' ', '-')}.npy").astype(np.float64)
         rate = _middle(runs, "rows_per_s")
         faster = f"{rate / eager:.2f}" if eager else "-"
         cosine = (base * other).sum(1) / np.linalg.norm(base, axis=1) / np.maximum(np.linalg.norm(other, axis=1), 1e-30)
@@ -221,6 +229,11 @@ def table(contestants: list[Contestant], found: dict[str, list[dict]], folder: P
             f"| {_spread(runs, 'rows_per_s', '.4g')} ({runs[0]['batch']}) | {faster} | {rate / best:.2f} "
             f"| {cosine.mean():.4f} | {snr:.1f} |"
         )
+
+
+def first_of(contestant: Contestant, contestants: list[Contestant]) -> Contestant:
+    """Return the one that stands for all that are the same, such as the reference if the command keeps it."""
+    return next(each for each in contestants if each.way == contestant.way)
 
 
 def is_near(name: str, found: dict[str, list[dict]]) -> bool:
@@ -252,6 +265,8 @@ def timed(
     for number in range(rounds):
         for turn in np.random.default_rng(number).permutation(len(contestants)):
             each = contestants[int(turn)]
+            if first_of(each, contestants) is not each:
+                continue
             if len(found[each.name]) > number or (number and not is_near(each.name, found)):
                 continue
             try:
