@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class Contestant:
     precision: str = "f32"
     note: str = ""
 
-    @property
+    @cached_property
     def way(self) -> tuple[str, str, bytes]:
         """What is run: contestants that run the same bytes in the same way are one."""
         return self.kind, self.precision, hashlib.sha256(self.model.read_bytes()).digest()
