@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from tests.imports import conftest as graphs
 from tests.pipeline import optimized_models as models
 
@@ -262,8 +262,8 @@ def _mixing(graph):
 # -- without labels, without rows, with few ---------------------------------------------------------------------------
 
 
-def _tokens(path, *, count=700):
-    rows = [row.tolist() for row in models.sentences(count)]
+def _tokens(path, *, count=700, more=()):
+    rows = [*(row.tolist() for row in models.sentences(count)), *more]
     pq.write_table(pa.table({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}), path)
     return path
 
@@ -296,6 +296,52 @@ def test_sentences_of_several_lengths_gate_an_encoder_by_fidelity(home, propose,
     assert (selection.inputs["attention_mask"].min(), selection.inputs["attention_mask"].max()) == (0, 1)
     assert any("padded" in word for word in done.words)
     assert _manifest(home, done.bundle).interface.proven == {"batch": (1, 32), "T": (1, 16)}
+
+
+def test_a_length_that_one_row_has_is_never_left_out(home, propose, tmp_path):
+    """One text of a single word among hundreds, which is not of the length that sizes are tried with."""
+
+    def second_word(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "second"))
+        graph.node.insert(0, helper.make_node("Gather", ["input_ids", "second"], ["word"], axis=1))
+        graph.node.insert(1, helper.make_node("Sub", ["word", "word"], ["nothing"]))
+        graph.node.insert(2, helper.make_node("Add", ["input_ids", "nothing"], ["ids"]))
+        graph.node[3].input[1] = "ids"
+
+    propose({"from-two": models.edited(models.encoder(), second_word)}, models.encoder())
+
+    without = optimize_model("encoder:1", data=_tokens(tmp_path / "rows.parquet"), home=home)
+    with_it = optimize_model("encoder:1", data=_tokens(tmp_path / "more.parquet", more=[[7]]), home=home)
+
+    assert _manifest(home, without.bundle).interface.proven["T"] == (2, 16)
+    assert with_it.version is None
+    assert "T 1 fails" in with_it.outcomes[0].reason
+
+
+def test_values_are_proven_round_real_rows(home, propose, tmp_path):
+    """Golden inputs are drawn, and twice their values may lie among those of rows: nothing beyond was asked then."""
+
+    def wrong_beyond(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array(21, np.float32), "limit"))
+        graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "columns"))
+        graph.node[-1].output[0] = "right"
+        graph.node.extend(
+            [
+                helper.make_node("ReduceMax", ["x", "columns"], ["most"], keepdims=1),
+                helper.make_node("Greater", ["most", "limit"], ["far"]),
+                helper.make_node("Neg", ["right"], ["wrong"]),
+                helper.make_node("Where", ["far", "wrong", "right"], ["logits"]),
+            ]
+        )
+
+    propose({"v": models.edited(models.digits_graph(), wrong_beyond)})
+    _, rows, _ = models.digits()
+    np.savez(tmp_path / "rows.npz", x=20 * rows / rows.max())
+
+    done = optimize_model("digits:1", data=tmp_path / "rows.npz", home=home)
+
+    assert done.chosen == "v"
+    assert _manifest(home, done.bundle).interface.values["x"].high == 20
 
 
 def test_a_stricter_budget_refuses_what_a_lax_one_takes(home, propose, tmp_path):

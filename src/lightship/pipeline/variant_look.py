@@ -255,7 +255,6 @@ class VariantLook:
         subject = self._subject
         if not subject.batched or self.golden is None:
             return ()
-        alike = _alike(subject.golden)
         variant = self.candidate.runner(threads=1, limited=True)
         reference = subject.runner(threads=1)
         try:
@@ -263,7 +262,7 @@ class VariantLook:
                 check_values(
                     reference.run,
                     variant.run,
-                    {name: np.stack([row[name] for row in alike]) for name in alike[0]},
+                    self._usual(),
                     tolerance=self.golden.tolerance(),
                     subjects=self._subjects,
                     batch=self.batch,
@@ -272,6 +271,15 @@ class VariantLook:
         finally:
             variant.close()
             reference.close()
+
+    def _usual(self) -> Tensors:
+        """Return some rows of one shape, first axis rows: real ones, else the golden inputs, which may be drawn."""
+        if self._gate is not None:
+            return self._gate.rows.few()
+        if not self._subject.batched:
+            return {}
+        alike = _alike(self._subject.golden)
+        return {name: np.stack([row[name] for row in alike]) for name in alike[0]}
 
     # -- answers ------------------------------------------------------------------------------------------------
 
@@ -289,13 +297,7 @@ class VariantLook:
 
     def _divergence(self) -> dict[str, Json] | None:
         subject = self._subject
-        if self._gate is not None:
-            inputs = self._gate.rows.few()
-        elif subject.batched:
-            alike = _alike(subject.golden)
-            inputs = {name: np.stack([row[name] for row in alike]) for name in alike[0]}
-        else:
-            inputs = {}
+        inputs = self._usual()
         return divergence(Candidate(REFERENCE, graph=subject.graph), self.candidate, inputs) if inputs else None
 
     def _gate_batch(self) -> int:

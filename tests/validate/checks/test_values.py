@@ -109,6 +109,19 @@ def test_answer_of_int8_to_nan_is_told():
     assert "the variant answers what the reference does not" in found.summary
 
 
+def beyond(limit):
+    """Return the nodes of a variant that is right up to a limit, and of opposite sign beyond."""
+    return [
+        helper.make_node("Constant", [], ["limit"], value_float=limit),
+        helper.make_node("Constant", [], ["columns"], value_ints=[1]),
+        helper.make_node("Abs", ["x"], ["abs"]),
+        helper.make_node("ReduceMax", ["abs", "columns"], ["most"], keepdims=1),
+        helper.make_node("Greater", ["most", "limit"], ["far"]),
+        helper.make_node("Neg", ["h"], ["not_h"]),
+        helper.make_node("Where", ["far", "not_h", "h"], ["y"]),
+    ]
+
+
 def served(found, inputs):
     """Return the range of ``x`` that a server would take."""
     seen = Seen()
@@ -133,21 +146,54 @@ def test_static_int8_is_proven_only_near_its_calibration():
 
 def test_variant_that_is_wrong_where_no_row_is_serves_no_such_values():
     """No row could show it: its answers are those of the reference up to 50, and of opposite sign beyond."""
-    nodes = [
-        helper.make_node("Constant", [], ["limit"], value_float=50.0),
-        helper.make_node("Constant", [], ["columns"], value_ints=[1]),
-        helper.make_node("Abs", ["x"], ["abs"]),
-        helper.make_node("ReduceMax", ["abs", "columns"], ["most"], keepdims=1),
-        helper.make_node("Greater", ["most", "limit"], ["far"]),
-        helper.make_node("Neg", ["h"], ["not_h"]),
-        helper.make_node("Where", ["far", "not_h", "h"], ["y"]),
-    ]
-
-    found = check(dense(), dense(*nodes))
+    found = check(dense(), dense(*beyond(50.0)))
 
     assert found.verdict is Verdict.PASSED
     assert found.summary.endswith("the variant follows the reference for x up to 1")
     assert served(found, rows()).high < 50
+
+
+def test_the_row_that_goes_furthest_is_stretched():
+    """Twice a small row lies among the values that rows have, and says nothing of those beyond."""
+    usual = rows()
+    usual["x"][3] *= 40 / np.abs(usual["x"][3]).max()
+
+    found = check(dense(), dense(*beyond(55.0)), usual)
+
+    assert [case(found, f"usual, {times} times as large")["follows"] for times in ("1.25", "1.5")] == [True, False]
+    assert 45 < max(-served(found, usual).low, served(found, usual).high) < 55
+
+
+def test_probabilities_that_are_nearly_zero_follow():
+    """Neither their direction nor their length says anything: 64 steps make one of .01 of one of .02."""
+    unlikely = [
+        helper.make_node("Constant", [], ["eight"], value_float=8.0),
+        helper.make_node("Sub", ["h", "eight"], ["far"]),
+        helper.make_node("Sigmoid", ["far"], ["p"]),
+    ]
+    steps = [
+        helper.make_node("Constant", [], ["steps"], value_float=64.0),
+        helper.make_node("Mul", ["p", "steps"], ["many"]),
+        helper.make_node("Round", ["many"], ["whole"]),
+        helper.make_node("Div", ["whole", "steps"], ["y"]),
+    ]
+
+    found = check(dense(*unlikely, helper.make_node("Identity", ["p"], ["y"])), dense(*unlikely, *steps), rows(32))
+
+    assert found.measured["proven"]["x"]["stretch"] == 2.0
+    assert found.measured["proven"]["x"]["magnitude"] >= 1e30
+
+
+def test_stretched_values_are_numbers_of_their_dtype():
+    """Twice the largest is infinite, which no bundle says and no request has."""
+    for dtype in (np.float16, np.float32, np.float64):
+        usual = {"x": np.ones((2, 3), dtype)}
+        usual["x"][1, 1] = np.finfo(dtype).max
+
+        found = check_values(lambda x: {"y": x["x"]}, None, usual, tolerance=0, subjects=SUBJECTS)
+
+        assert found.measured["proven"]["x"]["stretch"] == 2.0
+        assert served(found, usual) == ValueRange(-float(np.finfo(dtype).max), float(np.finfo(dtype).max))
 
 
 def test_ids_outside_of_the_vocabulary_are_refused():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,8 +25,8 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 MAGNITUDES = (1.0, 1e2, 1e4, 1e8, 1e16, 1e30)
 """Of random values that are tried as whole rows, beyond those that data has."""
 
-STRETCH = 2.0
-"""What a usual row is multiplied with, for the values just beyond those that the rows have."""
+STRETCHES = (1.25, 1.5, 2.0)
+"""What the widest usual row is multiplied with, for the values just beyond those that the rows have."""
 
 LEAST_COSINE, MOST_TIMES = 0.9, 2.0
 """A variant follows the reference while their answers have one direction, and lengths apart by such a factor at most.
@@ -34,29 +34,36 @@ LEAST_COSINE, MOST_TIMES = 0.9, 2.0
 No row stands behind what is asked here, so this is no measure of quality: it tells an answer from a different one.
 """
 
+NEAR = 0.1
+"""Of the largest usual answer: what is as near to the reference's follows it in any direction and length.
+
+Where an answer is one number, or all of it is nearly zero, neither says much: a probability of .001 may be one of .004.
+"""
+
 _MOST_BATCH = 4
+_USUAL_ROWS = 8
 FINITE, NOT_FINITE, REFUSED = "finite", "not finite", "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """An odd row; its ``magnitude`` where it is of random values, and whether it is a usual row that is stretched."""
+    """An odd row; its ``magnitude`` where it is of random values, and by what a usual row is ``stretched``."""
 
     name: str
     input: str
     row: np.ndarray
     magnitude: float | None = None
-    stretches: bool = False
+    stretched: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What came of one case: the kind of answer and its floats, how far the neighbors moved, what is wrong."""
+    """What came of one case: the kind of answer, its floats by output, how far the neighbors moved, what is wrong."""
 
     kind: str
     neighbors: float | None = None
     problem: str = ""
-    answer: tuple[np.ndarray, ...] = ()
+    answer: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def check_values(
@@ -91,18 +98,20 @@ def check_values(
         )
     size = min(batch, _MOST_BATCH)
     usual = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
-    cases = _cases(usual, np.random.default_rng(seed))
+    cases = _cases(usual, {name: _widest(array) for name, array in rows.items()}, np.random.default_rng(seed))
     runs = [reference] if variant is None else [reference, variant]
     baselines = [run(usual) for run in runs]
+    sizes = _usual_sizes(reference, rows, size)
     tried: list[Json] = []
     masked: list[str] = []
     contaminated: list[str] = []
     proven: dict[str, dict[str, Json]] = {name: {"magnitude": None, "stretch": 1.0, "nan": None} for name in usual}
     reached: dict[str, list[tuple[float, bool]]] = {}
+    stretched: dict[str, list[tuple[float, bool]]] = {}
     first = ""
     for case in cases:
         found = [_try(run, usual, case, base, tolerance) for run, base in zip(runs, baselines, strict=True)]
-        last = found[-1]
+        last, follows = found[-1], _follows(found[0], found[-1], sizes)
         label = f"{case.name} in {case.input}"
         if last.problem:
             first = first or f"{label}: {last.problem}"
@@ -115,20 +124,22 @@ def check_values(
                 "input": case.input,
                 "reference": found[0].kind,
                 "variant": last.kind if variant is not None else None,
-                "follows": _follows(found[0], last) if variant is not None else None,
+                "follows": follows if variant is not None else None,
                 "neighbors": _number(last.neighbors),
                 "problem": last.problem or None,
             }
         )
-        good = all(each.kind == FINITE and not each.problem for each in found) and _follows(found[0], last)
+        good = follows and all(each.kind == FINITE and not each.problem for each in found)
         if case.name == "NaN":
             proven[case.input]["nan"] = last.kind
-        if case.stretches and good:
-            proven[case.input]["stretch"] = STRETCH
+        if case.stretched is not None:
+            stretched.setdefault(case.input, []).append((case.stretched, good))
         if case.magnitude is not None:
             reached.setdefault(case.input, []).append((case.magnitude, good))
     for name, steps in reached.items():
         proven[name]["magnitude"] = _unbroken(steps)
+    for name, steps in stretched.items():
+        proven[name]["stretch"] = _unbroken(steps) or 1.0
     empty = [_try_empty(run, usual) for run in runs]
     tried.append(
         {
@@ -158,9 +169,10 @@ def check_values(
             "tolerance": tolerance,
             "seed": seed,
             "magnitudes": [*MAGNITUDES],
-            "stretch": STRETCH,
+            "stretches": [*STRETCHES],
             "least_cosine": LEAST_COSINE,
             "most_times": MOST_TIMES,
+            "near": NEAR,
             "neighbors": "answers without the odd row",
         },
     )
@@ -171,6 +183,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.ranges: dict[str, ValueRange] = {}
+        self._tops: dict[str, float] = {}
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
         """Note the values of some rows; of inputs of floats only."""
@@ -181,12 +194,18 @@ class Seen:
             ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
             found = ValueRange(*ends, nan=bool(np.isnan(array).any()), infinite=bool(np.isinf(array).any()))
             known = self.ranges.get(name, found)
+            self._tops[name] = float(np.finfo(array.dtype).max)
             self.ranges[name] = ValueRange(
                 min(known.low, found.low),
                 max(known.high, found.high),
                 nan=known.nan or found.nan,
                 infinite=known.infinite or found.infinite,
             )
+
+    def stretched(self, name: str, times: float) -> tuple[float, float]:
+        """Return the ends of an input's values, further out by a factor, but not beyond what its dtype holds."""
+        known, top = self.ranges[name], self._tops[name]
+        return max(min(known.low, times * known.low), -top), min(max(known.high, times * known.high), top)
 
 
 def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
@@ -210,12 +229,35 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
             magnitude, stretch = tried.get("magnitude"), tried.get("stretch")
             reach = float(magnitude) if isinstance(magnitude, int | float) else 0.0
             stretch = float(stretch) if isinstance(stretch, int | float) else 1.0
-            low, high = min(usual.low, stretch * usual.low), max(usual.high, stretch * usual.high)
+            low, high = seen.stretched(name, stretch)
             ranges[name] = replace(usual, low=min(-reach, low), high=max(reach, high))
     return ranges
 
 
-def _cases(usual: Mapping[str, np.ndarray], random: np.random.Generator) -> list[_Case]:
+def _usual_sizes(reference: Run, rows: Mapping[str, np.ndarray], size: int) -> dict[str, float]:
+    """Return the largest finite number that usual rows get, by output of floats."""
+    sizes: dict[str, float] = {}
+    for start in range(0, min(_USUAL_ROWS, *(len(array) for array in rows.values())), size):
+        batch = np.arange(start, start + size)
+        for name, array in reference({name: array.take(batch, 0, mode="wrap") for name, array in rows.items()}).items():
+            if array.dtype.kind == "f":
+                sizes[name] = max(sizes.get(name, 0.0), _largest(array))
+    return sizes
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def _widest(rows: np.ndarray) -> np.ndarray:
+    """Return the row with the largest number in it; of other values the first."""
+    place = int(np.argmax([_largest(row) for row in rows])) if rows.dtype.kind == "f" else 0
+    return rows[place : place + 1].reshape(rows.shape[1:])
+
+
+def _cases(
+    usual: Mapping[str, np.ndarray], widest: Mapping[str, np.ndarray], random: np.random.Generator
+) -> list[_Case]:
     cases: list[_Case] = []
     for name, array in usual.items():
         row, kind = array[:1].reshape(array.shape[1:]), array.dtype.kind  # an array also where it is one text
@@ -225,8 +267,11 @@ def _cases(usual: Mapping[str, np.ndarray], random: np.random.Generator) -> list
             one = row.copy()
             one.reshape(-1)[:1] = np.nan
             cases.append(_Case("one NaN", name, one))
-            cases.append(_Case("a usual row, stretched", name, row * row.dtype.type(STRETCH), stretches=True))
             top = float(np.finfo(array.dtype).max)
+            for times in STRETCHES:
+                with np.errstate(over="ignore"):
+                    more = np.clip(widest[name] * row.dtype.type(times), -top, top)
+                cases.append(_Case(f"usual, {times:g} times as large", name, more, stretched=times))
             for label, value in (("largest", top), ("least", -top)):
                 cases.append(_Case(label, name, np.full_like(row, value), top))
             for magnitude in (each for each in MAGNITUDES if each < top):
@@ -254,8 +299,8 @@ def _try(
     outputs, found = _run(run, batch, size)
     if outputs is None:
         return found
-    answer = tuple(array[place] for array in outputs.values() if array.dtype.kind in "fc")
-    kind = FINITE if all(np.isfinite(each).all() for each in answer) else NOT_FINITE
+    answer = {name: array[place] for name, array in outputs.items() if array.dtype.kind in "fc"}
+    kind = FINITE if all(np.isfinite(each).all() for each in answer.values()) else NOT_FINITE
     others = np.delete(np.arange(size), place)
     worst = max((_distance(outputs[name][others], base[name][others]) for name in base), default=0.0)
     if worst > tolerance:
@@ -264,17 +309,23 @@ def _try(
     return _Found(kind, worst if len(others) else None, answer=answer)
 
 
-def _follows(reference: _Found, variant: _Found) -> bool:
+def _follows(reference: _Found, variant: _Found, sizes: Mapping[str, float]) -> bool:
     """Return whether each answer of floats is one that the reference could have given, if not exactly."""
-    if reference.kind != variant.kind or len(reference.answer) != len(variant.answer):
+    if reference.kind != variant.kind or reference.answer.keys() != variant.answer.keys():
         return False
-    return reference.kind != FINITE or all(map(_is_alike, reference.answer, variant.answer))
+    return reference.kind != FINITE or all(
+        _is_alike(array, variant.answer[name], little=NEAR * sizes.get(name, 0.0))
+        for name, array in reference.answer.items()
+    )
 
 
-def _is_alike(reference: np.ndarray, variant: np.ndarray) -> bool:
+def _is_alike(reference: np.ndarray, variant: np.ndarray, *, little: float) -> bool:
     if reference.shape != variant.shape:
         return False
     expected, found = reference.ravel().astype(np.float64), variant.ravel().astype(np.float64)
+    with np.errstate(over="ignore"):
+        if float(np.abs(expected - found).max(initial=0.0)) <= little:
+            return True
     scale = max(float(np.abs(expected).max(initial=0.0)), float(np.abs(found).max(initial=0.0)))
     if not scale:
         return True
