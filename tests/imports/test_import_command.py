@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from tests.imports.conftest import attention, info, linear, model, node, texts
@@ -106,6 +107,18 @@ def test_a_size_without_a_name_can_be_fixed(write, home):
         import_model(path, name="mean", fix={"len": 6}, home=home)
     with pytest.raises(InvalidInput, match=r"The one size of 'd0' must be in \[1, 1000000\]. Got 0"):
         import_model(path, name="mean", fix={"d0": 0}, home=home)
+
+
+def test_what_must_be_as_large_as_a_fixed_size_is(write, home):
+    """A mask without a name, of which only the ids were fixed: one of a single token would run too, for all of them."""
+    graph = onnx.load_from_string(attention())
+    for value in graph.graph.input:
+        value.type.tensor_type.shape.dim[1].ClearField("dim_param")
+
+    imported = import_model(write(graph.SerializeToString()), name="m1", fix={"d0": 12}, home=home)
+
+    assert [spec.shape for spec in imported.interface.inputs] == [("batch", 12), ("batch", "d0")]
+    assert imported.interface.proven == {"batch": (1, 32), "d0": (12, 12)}
 
 
 def test_the_same_file_is_the_same_version(run, write):

@@ -59,6 +59,7 @@ class _Task(msgspec.Struct, frozen=True, tag="trial", forbid_unknown_fields=True
     size: int
     upto: dict[str, int]
     batch_cpu_s: float
+    first: tuple[int, ...]
     threads: int
 
 
@@ -133,6 +134,7 @@ def try_apart(
         size=bounds.size,
         upto=dict(bounds.upto),
         batch_cpu_s=bounds.batch_cpu_s,
+        first=bounds.first,
         threads=usable_cores(),
     )
     steps = _Steps(progress)
@@ -356,7 +358,7 @@ def _run(task: _Task, out: BinaryIO) -> _Answer:
     found = try_graph(
         task.graph,
         given=None if task.given is None else read_npz(task.given, what="The golden rows"),
-        bounds=Bounds(task.batch, task.size, task.upto, task.batch_cpu_s),
+        bounds=Bounds(task.batch, task.size, task.upto, task.batch_cpu_s, task.first),
         threads=task.threads,
         tell=tell,
     )

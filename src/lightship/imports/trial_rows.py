@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -45,8 +45,7 @@ def drawn_rows(tried: TriedGraph) -> list[Tensors]:
     others = [dim for dim in tried.free if not (tried.batched and dim in tried.first)]
     last: LightshipError | None = None
     always_short = True
-    for size in _START if others else (1,):
-        sizes = {dim: min(size, tried.most(dim)) for dim in others}
+    for sizes in _starts(tried, others):
         for style in STYLES:
             row = tried.draw(sizes, number=0, style=style)
             try:
@@ -64,6 +63,22 @@ def drawn_rows(tried: TriedGraph) -> list[Tensors]:
         f"The graph ran on none of the inputs that were drawn for it; the last try: {last}{engine_says(last)} "
         "Give rows that it takes: --golden rows.npz, arrays by the name of the input, the first axis are rows."
     )
+
+
+def _starts(tried: TriedGraph, others: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Yield sizes of the free dimensions to begin with, those that others were fixed to before all."""
+    if not others:
+        yield {}
+        return
+    for size in tried.bounds.first:
+        sizes = dict.fromkeys(others, size)
+        try:
+            tried.draw(sizes, number=0, style="zeros")
+        except Refused:
+            continue  # too large for an input that has nothing to do with it
+        yield sizes
+    for size in _START:
+        yield {dim: min(size, tried.most(dim)) for dim in others}
 
 
 def _more_rows(tried: TriedGraph, first: Tensors) -> list[Tensors]:

@@ -38,12 +38,14 @@ class Bounds:
         size: of every other free dimension.
         upto: of one dimension, by its name; goes before ``size`` and ``batch``.
         batch_cpu_s: CPU time of one run; a server counts a worker as hung after a minute.
+        first: sizes to begin with: a dimension may have to be as large as another one that was fixed.
     """
 
     batch: int = 32
     size: int = 512
     upto: Mapping[str, int] = field(default_factory=dict)
     batch_cpu_s: float = 5.0
+    first: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

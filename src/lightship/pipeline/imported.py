@@ -105,7 +105,8 @@ def import_model(
     """
     check_name(name)
     where = home if isinstance(home, Home) else Home(Path(home)) if home is not None else Home.from_environment()
-    bounds, fixed = Bounds(upto=_checked(upto or {}, "largest size to try")), _checked(fix or {}, "one size")
+    fixed = _checked(fix or {}, "one size")
+    bounds = Bounds(upto=_checked(upto or {}, "largest size to try"), first=tuple(fixed.values()))
     progress = progress or Silent()
     progress.start("Read and audit the file")
     source = _fixed(read_graph(Path(path)), fixed)
@@ -160,7 +161,7 @@ def _tried(
         {
             "graph": sha256_hex(source.graph),
             "golden": None if rows is None else sha256_hex(rows),
-            "bounds": {"batch": bounds.batch, "size": bounds.size, "upto": dict(bounds.upto)},
+            "bounds": {"batch": bounds.batch, "size": bounds.size, "upto": dict(bounds.upto), "first": [*bounds.first]},
             "code": code_digest("imports", "engine", "tasks/tensors.py", "tasks/npz.py"),
             "libraries": library_versions("onnx", "onnxruntime", "numpy"),
             "machine": fingerprint()["digest"],
