@@ -63,7 +63,9 @@ def test_rows_that_do_not_touch_each_other_pass():
         "problem": None,
     }  # fmt: skip
     assert case(found, "empty")["reference"] == "refused"
-    assert found.measured["proven"]["x"] == {"magnitude": 1e30, "stretch": 2.0, "nan": "not finite"}
+    assert found.measured["proven"]["x"] == {
+        "magnitude": 1e30, "stretch": 2.0, "stretched": 2 * float(np.abs(rows()["x"]).max()), "nan": "not finite",
+    }  # fmt: skip
     assert found.measured["contaminated"] == []
     json.dumps([dict(found.measured), dict(found.method)], allow_nan=False)
 
@@ -162,6 +164,35 @@ def test_the_row_that_goes_furthest_is_stretched():
 
     assert [case(found, f"usual, {times} times as large")["follows"] for times in ("1.25", "1.5")] == [True, False]
     assert 45 < max(-served(found, usual).low, served(found, usual).high) < 55
+
+
+def test_values_are_proven_as_far_as_the_stretched_row_went():
+    """Only a few rows are tried: twice the largest value of all others was not."""
+    tried = rows()
+    most = float(np.abs(tried["x"]).max())
+    every = {"x": np.concatenate([tried["x"], np.full((1, WIDTH), 5 * most, np.float32)])}
+
+    found = check(dense(), dense(*beyond(6 * most)), tried)
+
+    assert served(found, tried).high == pytest.approx(2 * float(tried["x"].max()))
+    assert served(found, every).high == pytest.approx(5 * most)
+
+
+def test_labels_alone_must_be_the_same():
+    """A classifier may give no scores, and answer otherwise beyond its rows."""
+    reference, variant = (load_runner(dense(*nodes)).run for nodes in ((), beyond(50.0)))
+
+    found = check_values(
+        lambda inputs: {"label": reference(inputs)["y"].argmax(1)},
+        lambda inputs: {"label": variant(inputs)["y"].argmax(1)},
+        rows(),
+        tolerance=0,
+        subjects=SUBJECTS,
+    )
+
+    assert found.verdict is Verdict.PASSED
+    assert found.measured["proven"]["x"]["magnitude"] == 1
+    assert served(found, rows()).high < 50
 
 
 def test_probabilities_that_are_nearly_zero_follow():

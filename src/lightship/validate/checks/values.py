@@ -58,7 +58,7 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What came of one case: the kind of answer, its floats by output, how far the neighbors moved, what is wrong."""
+    """What came of one case: the kind of answer, what it is by output, how far the neighbors moved, what is wrong."""
 
     kind: str
     neighbors: float | None = None
@@ -98,14 +98,17 @@ def check_values(
         )
     size = min(batch, _MOST_BATCH)
     usual = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
-    cases = _cases(usual, {name: _widest(array) for name, array in rows.items()}, np.random.default_rng(seed))
+    widest = {name: _widest(array) for name, array in rows.items()}
+    cases = _cases(usual, widest, np.random.default_rng(seed))
     runs = [reference] if variant is None else [reference, variant]
     baselines = [run(usual) for run in runs]
     sizes = _usual_sizes(reference, rows, size)
     tried: list[Json] = []
     masked: list[str] = []
     contaminated: list[str] = []
-    proven: dict[str, dict[str, Json]] = {name: {"magnitude": None, "stretch": 1.0, "nan": None} for name in usual}
+    proven: dict[str, dict[str, Json]] = {
+        name: {"magnitude": None, "stretch": 1.0, "stretched": 0.0, "nan": None} for name in usual
+    }
     reached: dict[str, list[tuple[float, bool]]] = {}
     stretched: dict[str, list[tuple[float, bool]]] = {}
     first = ""
@@ -139,7 +142,8 @@ def check_values(
     for name, steps in reached.items():
         proven[name]["magnitude"] = _unbroken(steps)
     for name, steps in stretched.items():
-        proven[name]["stretch"] = _unbroken(steps) or 1.0
+        stretch = _unbroken(steps) or 1.0
+        proven[name] |= {"stretch": stretch, "stretched": stretch * _largest(widest[name])}
     empty = [_try_empty(run, usual) for run in runs]
     tried.append(
         {
@@ -212,8 +216,8 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
     """Return what a server may run, for ``Interface.values``; nothing of inputs that were not tried.
 
     From minus to plus the magnitude up to which reference and variant answered well and alike, and at least what usual
-    rows have, stretched if a stretched row was answered well. NaN and infinities only where usual rows have them: an
-    answer to them is else an accident of the kernels, as where a rectifier takes NaN for zero.
+    rows have, stretched if a stretched row was answered well, as far as that one went. NaN and infinities only where
+    usual rows have them: an answer to them is else an accident of the kernels, as where a rectifier takes NaN for zero.
 
     Args:
         evidence: of ``check_values``.
@@ -226,12 +230,15 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
     for name, usual in seen.ranges.items():
         tried = proven.get(name)
         if isinstance(tried, dict):
-            magnitude, stretch = tried.get("magnitude"), tried.get("stretch")
-            reach = float(magnitude) if isinstance(magnitude, int | float) else 0.0
-            stretch = float(stretch) if isinstance(stretch, int | float) else 1.0
+            reach, stretch, most = (_float(tried.get(key)) for key in ("magnitude", "stretch", "stretched"))
             low, high = seen.stretched(name, stretch)
-            ranges[name] = replace(usual, low=min(-reach, low), high=max(reach, high))
+            low, high = max(low, -most), min(high, most)  # other rows may go further than the one that was tried
+            ranges[name] = replace(usual, low=min(-reach, usual.low, low), high=max(reach, usual.high, high))
     return ranges
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _usual_sizes(reference: Run, rows: Mapping[str, np.ndarray], size: int) -> dict[str, float]:
@@ -301,6 +308,8 @@ def _try(
         return found
     answer = {name: array[place] for name, array in outputs.items() if array.dtype.kind in "fc"}
     kind = FINITE if all(np.isfinite(each).all() for each in answer.values()) else NOT_FINITE
+    if not answer:  # of a classifier without scores
+        answer = {name: np.asarray(array[place]) for name, array in outputs.items()}
     others = np.delete(np.arange(size), place)
     worst = max((_distance(outputs[name][others], base[name][others]) for name in base), default=0.0)
     if worst > tolerance:
@@ -310,7 +319,7 @@ def _try(
 
 
 def _follows(reference: _Found, variant: _Found, sizes: Mapping[str, float]) -> bool:
-    """Return whether each answer of floats is one that the reference could have given, if not exactly."""
+    """Return whether each answer of floats is one that the reference could have given; others must be the same."""
     if reference.kind != variant.kind or reference.answer.keys() != variant.answer.keys():
         return False
     return reference.kind != FINITE or all(
@@ -322,6 +331,8 @@ def _follows(reference: _Found, variant: _Found, sizes: Mapping[str, float]) -> 
 def _is_alike(reference: np.ndarray, variant: np.ndarray, *, little: float) -> bool:
     if reference.shape != variant.shape:
         return False
+    if reference.dtype.kind not in "fc":
+        return np.array_equal(reference, variant)
     expected, found = reference.ravel().astype(np.float64), variant.ravel().astype(np.float64)
     with np.errstate(over="ignore"):
         if float(np.abs(expected - found).max(initial=0.0)) <= little:
