@@ -47,7 +47,9 @@ class Contestant:
     @cached_property
     def way(self) -> tuple[str, str, bytes]:
         """What is run: contestants that run the same bytes in the same way are one."""
-        return self.kind, self.precision, hashlib.sha256(self.model.read_bytes()).digest()
+        weights = self.model.with_suffix(".bin")  # of OpenVINO's format, whose .xml names places in it only
+        data = self.model.read_bytes() + (weights.read_bytes() if self.model.suffix == ".xml" else b"")
+        return self.kind, self.precision, hashlib.sha256(data).digest()
 
 
 def ort_dynamic(source: Path, target: Path, *, per_channel: bool) -> None:
