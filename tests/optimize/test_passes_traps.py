@@ -131,6 +131,27 @@ def test_dynamic_mixed_is_dynamic_where_that_does_no_harm():
     assert mixed == whole
 
 
+def test_a_stack_of_weights_stays_in_float_where_each_channel_has_a_scale():
+    """The engine would not run it, and the whole graph would be given up."""
+    rng = np.random.default_rng(3)
+    weights = {"stack": rng.normal(size=(3, 12, 8)), "w": rng.normal(size=(8, 5))}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "stack"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])],
+        "stacked",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 4, 5])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    rows = {"x": rng.normal(size=(20, 3, 4, 12)).astype(np.float32)}
+
+    quantized = load_pass("int8-dynamic-mixed").apply(model, calibration=[rows])
+
+    wanted, found = answers(model, rows)["y"], answers(quantized, rows)["y"]
+    assert len(quantized) != len(model)
+    assert cosine(wanted.reshape(20, -1), found.reshape(20, -1)) > 0.999
+
+
 def test_mixed_is_static_where_static_does_no_harm():
     """No layer is left in float for nothing."""
     graph = made("int8-mixed", model_of("residual").graph, "residual")

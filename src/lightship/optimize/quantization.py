@@ -92,6 +92,7 @@ def dynamic_of(model: onnx.ModelProto, *, per_channel: bool, in_float: Collectio
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
+    in_float = [*in_float, *(_stacked(model) if per_channel else ())]
     quantizer = ONNXQuantizer(
         _with_shapes(copied),
         per_channel,
@@ -161,6 +162,12 @@ def quantized_with(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.
     )
     quantizer.quantize_model()
     return _model_of(quantizer)
+
+
+def _stacked(model: onnx.ModelProto) -> list[str]:
+    """Return the products with a stack of weights: the engine runs none of these with a scale for each channel."""
+    stacks = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 2}
+    return [node.name for node in model.graph.node if node.op_type == "MatMul" and stacks.intersection(node.input)]
 
 
 def saturates() -> bool:
