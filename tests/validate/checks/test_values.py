@@ -224,6 +224,7 @@ def test_stretched_values_are_numbers_of_their_dtype():
         found = check_values(lambda x: {"y": x["x"]}, None, usual, tolerance=0, subjects=SUBJECTS)
 
         assert found.measured["proven"]["x"]["stretch"] == 2.0
+        json.dumps(found.measured["proven"], allow_nan=False)
         assert served(found, usual) == ValueRange(-float(np.finfo(dtype).max), float(np.finfo(dtype).max))
 
 

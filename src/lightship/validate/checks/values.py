@@ -9,6 +9,7 @@ does not answer at all: int8 turns NaN into some number.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -143,7 +144,7 @@ def check_values(
         proven[name]["magnitude"] = _unbroken(steps)
     for name, steps in stretched.items():
         stretch = _unbroken(steps) or 1.0
-        proven[name] |= {"stretch": stretch, "stretched": stretch * _largest(widest[name])}
+        proven[name] |= {"stretch": stretch, "stretched": min(stretch * _largest(widest[name]), sys.float_info.max)}
     empty = [_try_empty(run, usual) for run in runs]
     tried.append(
         {
