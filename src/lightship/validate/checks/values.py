@@ -104,71 +104,24 @@ def check_values(
     runs = [reference] if variant is None else [reference, variant]
     baselines = [run(usual) for run in runs]
     sizes = _usual_sizes(reference, rows, size)
-    tried: list[Json] = []
-    masked: list[str] = []
-    contaminated: list[str] = []
-    proven: dict[str, dict[str, Json]] = {
-        name: {"magnitude": None, "stretch": 1.0, "stretched": 0.0, "nan": None} for name in usual
-    }
-    reached: dict[str, list[tuple[float, bool]]] = {}
-    stretched: dict[str, list[tuple[float, bool]]] = {}
-    first = ""
+    trial = _Trial(widest, compared=variant is not None)
     for case in cases:
         found = [_try(run, usual, case, base, tolerance) for run, base in zip(runs, baselines, strict=True)]
-        last, follows = found[-1], _follows(found[0], found[-1], sizes)
-        label = f"{case.name} in {case.input}"
-        if last.problem:
-            first = first or f"{label}: {last.problem}"
-            contaminated += [label] if last.neighbors is not None else []
-        if variant is not None and found[0].kind == NOT_FINITE and last.kind == FINITE:
-            masked.append(label)
-        tried.append(
-            {
-                "case": case.name,
-                "input": case.input,
-                "reference": found[0].kind,
-                "variant": last.kind if variant is not None else None,
-                "follows": follows if variant is not None else None,
-                "neighbors": _number(last.neighbors),
-                "problem": last.problem or None,
-            }
-        )
-        good = follows and all(each.kind == FINITE and not each.problem for each in found)
-        if case.name == "NaN":
-            proven[case.input]["nan"] = last.kind
-        if case.stretched is not None:
-            stretched.setdefault(case.input, []).append((case.stretched, good))
-        if case.magnitude is not None:
-            reached.setdefault(case.input, []).append((case.magnitude, good))
-    for name, steps in reached.items():
-        proven[name]["magnitude"] = _unbroken(steps)
-    for name, steps in stretched.items():
-        stretch = _unbroken(steps) or 1.0
-        proven[name] |= {"stretch": stretch, "stretched": min(stretch * _largest(widest[name]), sys.float_info.max)}
+        trial.note(case, found[0], found[-1], follows=_follows(found[0], found[-1], sizes))
     empty = [_try_empty(run, usual) for run in runs]
-    tried.append(
-        {
-            "case": "empty",
-            "input": ", ".join(usual),
-            "reference": empty[0].kind,
-            "variant": empty[-1].kind if variant is not None else None,
-            "follows": None,
-            "neighbors": None,
-            "problem": empty[-1].problem or None,
-        }
-    )
-    first = first or (f"an empty batch: {empty[-1].problem}" if empty[-1].problem else "")
+    trial.note_empty(", ".join(usual), empty[0], empty[-1])
+    proven = trial.proven()
     return Evidence(
         check="values",
-        verdict=Verdict.FAILED if first else Verdict.PASSED,
+        verdict=Verdict.FAILED if trial.first else Verdict.PASSED,
         subjects=subjects,
-        summary=first or _summary(len(tried), size, proven, masked, compared=variant is not None),
+        summary=trial.first or _summary(len(trial.tried), size, proven, trial.masked, compared=variant is not None),
         measured={
             "batch": size,
-            "cases": tried,
+            "cases": [*trial.tried],
             "proven": {name: dict(found) for name, found in proven.items()},
-            "masked": [*masked],
-            "contaminated": [*contaminated],
+            "masked": [*trial.masked],
+            "contaminated": [*trial.contaminated],
         },
         method={
             "tolerance": tolerance,
@@ -181,6 +134,76 @@ def check_values(
             "neighbors": "answers without the odd row",
         },
     )
+
+
+class _Trial:
+    """What came of the cases so far.
+
+    Attributes:
+        tried: a line for each case.
+        masked: where the variant answers and the reference does not.
+        contaminated: where an odd row moves its neighbors.
+        first: the first that is wrong; empty while nothing is.
+    """
+
+    def __init__(self, widest: Mapping[str, np.ndarray], *, compared: bool) -> None:
+        self._widest, self._compared = widest, compared
+        self.tried: list[Json] = []
+        self.masked: list[str] = []
+        self.contaminated: list[str] = []
+        self.first = ""
+        self._nan: dict[str, str] = {}
+        self._reached: dict[str, list[tuple[float, bool]]] = {}
+        self._stretched: dict[str, list[tuple[float, bool]]] = {}
+
+    def note(self, case: _Case, reference: _Found, last: _Found, *, follows: bool) -> None:
+        """Note a case; ``last`` is of what would be released."""
+        label = f"{case.name} in {case.input}"
+        if last.problem:
+            self.first = self.first or f"{label}: {last.problem}"
+            self.contaminated += [label] if last.neighbors is not None else []
+        if self._compared and reference.kind == NOT_FINITE and last.kind == FINITE:
+            self.masked.append(label)
+        self._tell(case.name, case.input, reference, last, follows=follows)
+        good = follows and all(each.kind == FINITE and not each.problem for each in (reference, last))
+        if case.name == "NaN":
+            self._nan[case.input] = last.kind
+        if case.stretched is not None:
+            self._stretched.setdefault(case.input, []).append((case.stretched, good))
+        if case.magnitude is not None:
+            self._reached.setdefault(case.input, []).append((case.magnitude, good))
+
+    def note_empty(self, inputs: str, reference: _Found, last: _Found) -> None:
+        """Note what came of a batch without rows."""
+        self._tell("empty", inputs, reference, last, follows=None)
+        if last.problem:
+            self.first = self.first or f"an empty batch: {last.problem}"
+
+    def proven(self) -> dict[str, dict[str, Json]]:
+        """Return by input how far values were answered well, and what NaN gets."""
+        found: dict[str, dict[str, Json]] = {}
+        for name, row in self._widest.items():
+            stretch = _unbroken(self._stretched.get(name, ())) or 1.0
+            found[name] = {
+                "magnitude": _unbroken(self._reached.get(name, ())),
+                "stretch": stretch,
+                "stretched": min(stretch * _largest(row), sys.float_info.max) if name in self._stretched else 0.0,
+                "nan": self._nan.get(name),
+            }
+        return found
+
+    def _tell(self, case: str, inputs: str, reference: _Found, last: _Found, *, follows: bool | None) -> None:
+        self.tried.append(
+            {
+                "case": case,
+                "input": inputs,
+                "reference": reference.kind,
+                "variant": last.kind if self._compared else None,
+                "follows": follows if self._compared else None,
+                "neighbors": _number(last.neighbors),
+                "problem": last.problem or None,
+            }
+        )
 
 
 class Seen:
