@@ -49,6 +49,7 @@ def reloads(home: Home, scratch: Path, figures: Figures, *, cycles: int, width: 
             until(lambda: len(rig.workers()) == 1)
             assert ask(rig.address, question.request)[0] == 200
             if index >= min(4, cycles // 2 - 1):
+                time.sleep(0.1)  # what a version held goes back to the machine a moment after its process
                 marks.append((rig.rss_mb(), rig.fds(), rig.threads()))
     first, last = marks[0], marks[-1]
     figures.add("load and unload: cycles", cycles)

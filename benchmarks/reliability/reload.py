@@ -96,8 +96,6 @@ def good_reloads(
             begun, before_mb, before_fds = time.monotonic(), tree_mb(rig), rig.fds()
             took = []
             for index in range(reloads):
-                if index == min(2, reloads - 1):  # the first ones bring in what every one needs; a leak goes on
-                    before_mb = tree_mb(rig)
                 version = 2 - index % 2
                 promote(home, NAME, version)
                 took.append(until(lambda v=version: rig.model(NAME)["version"] == v, every_s=0.02))

@@ -21,6 +21,7 @@ from lightship.bundle.verify import verify_statements
 from lightship.data.home import Home
 from lightship.engine.machine import memory_left_bytes, memory_limit_bytes
 from lightship.errors import BundleRefused, Conflict, LightshipError, NotFound, Unavailable
+from lightship.memory import give_back
 from lightship.registry.resolve import Resolved
 from lightship.serve.catalog import Catalog
 from lightship.serve.model import ServedModel
@@ -337,7 +338,7 @@ class Versions:
                 self._end(one)
 
     def _end(self, model: ServedModel) -> None:
-        self._ending.add(task := self._loop.create_task(model.close()))
+        self._ending.add(task := self._loop.create_task(_end_whole(model)))
         task.add_done_callback(self._ending.discard)
 
     def _may_park(self, model: ServedModel) -> bool:
@@ -371,3 +372,9 @@ def _key(resolved: Resolved) -> Key:
 
 def _key_of(model: ServedModel) -> Key:
     return (model.name, model.version, model.source.bundle, model.source.release)
+
+
+async def _end_whole(model: ServedModel) -> None:
+    """End a model that has left. What it held, and what reading its successor took, goes back to the machine."""
+    await model.close()
+    await asyncio.to_thread(give_back)

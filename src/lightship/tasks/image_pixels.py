@@ -13,7 +13,6 @@ The rules, which are part of a task's codec (a change here is a new codec versio
 
 from __future__ import annotations
 
-import ctypes
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightship.errors import InvalidMedia, InvalidTensor, TooLarge
+from lightship.memory import give_back
 from lightship.tasks.image_header import ImageHeader, read_header
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def sized_pixels(raw: object, *, channels: int, height: int, width: int) -> np.n
             return _shrunk(header, channels, height, width)
         finally:
             if count >= _GIVE_BACK:
-                _give_back()
+                give_back()  # of pieces as large as Pillow's, the C library keeps what it once had
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
@@ -257,10 +257,3 @@ class _Room:
 
 
 _ROOM = _Room(_AT_ONCE)
-
-
-def _give_back() -> None:
-    """Return free memory to the machine: of pieces as large as Pillow's, the C library keeps what it once had."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others give it back by themselves
-    if trim is not None:
-        trim(0)
