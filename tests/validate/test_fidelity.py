@@ -219,6 +219,26 @@ def test_the_worst_output_counts():
     assert only.result().cosine.estimate == 1
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e-3, 1e6, 1e30])
+@pytest.mark.parametrize("width", [1, 5])
+def test_answers_may_be_of_any_size(width, size):
+    """A charge in coulombs is as good an answer as a price: figures are those of the same answers near one."""
+    rng = np.random.default_rng(7)
+    right = rng.normal(size=(400, width))
+    noisy, other = right + 0.01 * rng.normal(size=right.shape), right[::-1]
+
+    for answers in (right, noisy, other):
+        figures = []
+        for times in (1.0, size):
+            meter = FidelityMeter()
+            for start in range(0, 400, 16):
+                rows = slice(start, start + 16)
+                meter.add({"y": times * right[rows]}, {"y": times * answers[rows]})
+            found = meter.result()
+            figures.append([found.broken.estimate, found.cosine.estimate, found.cosine.low, found.explained.low])
+        assert figures[1] == pytest.approx(figures[0], abs=2e-4)
+
+
 def test_integers_alone_are_compared_as_they_are():
     """A model that answers with labels only."""
     labels = np.arange(ROWS) % 7

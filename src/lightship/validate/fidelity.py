@@ -41,7 +41,7 @@ _LEAST_SPREAD = 1e-12  # V below this share of the answers' energy: all rows hav
 _LOSS_STEPS = 50  # a decade
 _LOSS_DECADES = 10
 _LOSS_EDGES = BROKEN_LOSS * 10.0 ** (np.arange(-_LOSS_STEPS * _LOSS_DECADES, 1) / _LOSS_STEPS)
-_ERROR_STEPS = 20  # a decade of squared error: half a decibel
+_ERROR_STEPS = 20  # a decade of squared error, in units of the answers' size: half a decibel
 _ERROR_EDGES = 10.0 ** (np.arange(-20 * _ERROR_STEPS, 30 * _ERROR_STEPS + 1) / _ERROR_STEPS)
 _FINE = 5  # outputs of one value a row know their V only at the end: finer steps, one dimension
 _FINE_EDGES = 10.0 ** (np.arange(-20 * _ERROR_STEPS * _FINE, 30 * _ERROR_STEPS * _FINE + 1) / (_ERROR_STEPS * _FINE))
@@ -222,6 +222,7 @@ class _Floats:
         self._cells = np.zeros((len(_ERROR_EDGES) + 1, len(_LOSS_EDGES) + 1), dtype=np.int64)
         self._fine = np.zeros(len(_FINE_EDGES) + 1, dtype=np.int64)
         self._sums, self._finite, self._scale = np.zeros(len(POWERS)), 0, 0.0  # of signal and error, over the scale
+        self._unit = 0.0  # of squared errors that are counted: answers may be of any size
         self._spread: dict[tuple[int, ...], _Spread] = {}
 
     def add(self, reference: np.ndarray, variant: np.ndarray, *, start: int) -> None:
@@ -249,7 +250,9 @@ class _Floats:
             self.worst_loss, self.worst_row = float(loss.max()), start + int(loss.argmax())
         if one.size:
             self._largest = max(self._largest, float(np.abs(one - two).max()))
-        self._count(loss[finite], error)
+        if not self._unit and total.any():  # before that nothing but zeros was answered, and no error made
+            self._unit = _unit_of(float(total.mean()))
+        self._count(loss[finite], error / (self._unit or 1.0))
         self._scale = self._scale or float(signal.mean() if signal.size else 0.0)
         scale = self._scale or 1.0
         self._finite += len(error)
@@ -266,7 +269,8 @@ class _Floats:
         self._fine += np.bincount(np.searchsorted(_FINE_EDGES, error), minlength=len(self._fine))
 
     def result(self, confidence: float) -> Fidelity:
-        spread = self._variation()
+        variation = self._variation()
+        spread = variation / (self._unit or 1.0)
         if self._scalar and spread:
             highs = np.append(_FINE_EDGES, math.inf) / (2 * spread)
             lows = np.insert(_FINE_EDGES, 0, 0.0) / (2 * spread)
@@ -295,7 +299,7 @@ class _Floats:
             cosine=cosine,
             snr_db=self._snr(confidence),
             agreement=clopper_pearson(self._same, self._wide_rows, confidence) if self._wide_rows else None,
-            explained=self._explained(spread, confidence),
+            explained=self._explained(variation, confidence),
             largest=self._largest,
             worst_row=self.worst_row,
             confidence=confidence,
@@ -412,6 +416,11 @@ def _pair(
     if (left.dtype.kind == "f") != (right.dtype.kind == "f"):
         raise InvalidTensor(f"Output {name!r} is {left.dtype} of the reference and {right.dtype} of the variant.")
     return left, right
+
+
+def _unit_of(energy: float) -> float:
+    """Return a power of ten near an energy, in steps that keep the edges of errors where they are; 1 for usual ones."""
+    return float(10.0 ** (5 * round(math.log10(energy) / 5)))
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
