@@ -105,7 +105,7 @@ def test_a_size_without_a_name_can_be_fixed(write, home):
     assert imported.interface.proven == {"batch": (1, 32)}
     with pytest.raises(InvalidInput, match=r"no free dimension 'len' \(--fix\).*Free are: 'n', 'd0'"):
         import_model(path, name="mean", fix={"len": 6}, home=home)
-    with pytest.raises(InvalidInput, match=r"The one size of 'd0' must be in \[1, 1000000\]. Got 0"):
+    with pytest.raises(InvalidInput, match=r"The one size of 'd0' must be a whole number in \[1, 1000000\]. Got 0"):
         import_model(path, name="mean", fix={"d0": 0}, home=home)
 
 

@@ -33,6 +33,7 @@ _MOST_SWITCHES = 384  # beyond, neighbors share one: each costs a run
 _NEIGHBORS = 8
 _FEWER_TRIALS = 3
 _MOST_NAMED = 40
+_NOTHING = "nothing would be left in int8"
 _TABLES = frozenset({"Gather"})
 _TABLE_LEVELS = 127
 
@@ -130,7 +131,8 @@ def rescued(
     Raises:
         PassFailed: floats everywhere would not be enough, or nothing would be left in int8.
     """
-    too_few, count, best = 0, _first_guess([cost.noise for cost in dearest]), float("-inf")
+    too_few, count = 0, _first_guess([cost.noise for cost in dearest])
+    best: float | None = None
     found = None
     while found is None and count <= len(dearest) and (mixed := without(dearest[:count])) is not None:
         best = reached(mixed)
@@ -140,8 +142,9 @@ def rescued(
             too_few, count = count, count + max(1, count // 4)
     if found is None:
         worst = ", ".join(dearest[0].layers) if dearest else "none"
+        reach = f"outputs reach {best:.1f} dB of the {WANTED_DB:g} that are wanted" if best is not None else _NOTHING
         raise PassFailed(
-            f"{name} finds no mix for this graph: outputs reach {best:.1f} dB of the {WANTED_DB:g} that are wanted. "
+            f"{name} finds no mix for this graph: {reach}. "
             f"What suffers most is {worst}. Keep it in float, or quantize its weights alone."
         )
     for _ in range(_FEWER_TRIALS):  # each layer in float costs time

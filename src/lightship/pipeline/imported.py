@@ -123,10 +123,12 @@ def import_model(
 
 
 def _checked(sizes: Mapping[str, int], what: str) -> dict[str, int]:
+    checked = {}
     for dim, size in sizes.items():
-        if not 1 <= size <= 1_000_000:
-            raise InvalidInput(f"The {what} of {dim!r} must be in [1, 1000000]. Got {size}.")
-    return dict(sizes)
+        if not isinstance(size, int | np.integer) or not 1 <= size <= 1_000_000:
+            raise InvalidInput(f"The {what} of {dim!r} must be a whole number in [1, 1000000]. Got {size}.")
+        checked[dim] = int(size)
+    return checked
 
 
 def _fixed(source: SourceGraph, sizes: Mapping[str, int]) -> SourceGraph:

@@ -257,7 +257,7 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
             reach, stretch, most = (_float(tried.get(key)) for key in ("magnitude", "stretch", "stretched"))
             low, high = seen.stretched(name, stretch)
             low, high = max(low, -most), min(high, most)  # other rows may go further than the one that was tried
-            ranges[name] = replace(usual, low=min(-reach, usual.low, low), high=max(reach, usual.high, high))
+            ranges[name] = replace(usual, low=min(0.0 - reach, usual.low, low), high=max(reach, usual.high, high))
     return ranges
 
 
