@@ -1,6 +1,6 @@
 """Dynamic int8 where it does no harm: the layers that it hurts are found by measurement and stay in float.
 
-One scale for each channel of the weights is as fast as one for all of them, and nearer to the truth; in a transformer
+One scale for each channel of the weights is about as fast as one for all of them, and nearer to the truth; in a transformer
 a few products then make most of the error that is left.
 """
 
