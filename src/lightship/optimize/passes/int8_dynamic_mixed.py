@@ -1,7 +1,7 @@
 """Dynamic int8 where it does no harm: the layers that it hurts are found by measurement and stay in float.
 
-One scale for each channel of the weights is about as fast as one for all of them, and nearer to the truth; in a transformer
-a few products then make most of the error that is left.
+One scale for each channel of the weights is about as fast as one for all of them, and nearer to the truth; in a
+transformer a few products then make most of the error that is left.
 """
 
 from __future__ import annotations
