@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.client import HTTPResponse
 
 import httpx
 import numpy as np
@@ -36,6 +41,22 @@ def http(server):
     """Return an HTTP client of the shared server."""
     with httpx.Client(base_url=server.url, timeout=30) as found:
         yield found
+
+
+V2_HEAD = b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+
+
+def v2_json(images: np.ndarray) -> bytes:
+    """Return a request for logits in JSON."""
+    one = {"name": "image", "datatype": "FP32", "shape": images.shape, "data": images.ravel().tolist()}
+    return json.dumps({"inputs": [one]}, separators=(",", ":")).encode()
+
+
+def answer_on(sock: socket.socket) -> tuple[int, bytes]:
+    """Read one answer."""
+    with HTTPResponse(sock) as answer:
+        answer.begin()
+        return answer.status, answer.read()
 
 
 def ask(client, images: np.ndarray, *, binary: bool, model: str = "digits") -> np.ndarray:
@@ -91,6 +112,28 @@ def test_tritonclient_gets_its_own_answers_among_many(server, runner, task, imag
     ordered = [images for index in range(8) for images in sets[index::8]]
     for images, answer in zip(ordered, (answer for own in answers for answer in own), strict=True):
         np.testing.assert_allclose(answer, runner.run({"image": images})["logits"], atol=TOLERANCE, rtol=0)
+
+
+def test_texts_that_come_at_once_are_read_each_for_itself(server, runner, task, image):
+    """In one turn of the loop: a broken one, one of a wrong shape and one whose client has gone spoil no other."""
+    images = task.encode_many(image(seed) for seed in range(6))["image"]
+    texts = [v2_json(images[index : index + 1]) for index in range(6)]
+    texts[1], texts[3] = texts[1][:-1], texts[3].replace(b"[1,1,28,28]", b"[1,1,28,27]")
+    with ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in texts]
+        server.process.send_signal(signal.SIGSTOP)  # so that it finds all of them at once
+        for sock, text in zip(socks, texts, strict=True):
+            sock.sendall(V2_HEAD % len(text) + text)
+        socks[4].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socks[4].close()
+        server.process.send_signal(signal.SIGCONT)
+        answers = [answer_on(sock) for index, sock in enumerate(socks) if index != 4]
+
+    assert [status for status, _ in answers] == [200, 400, 200, 400, 200]
+    for index, (_, body) in zip((0, 2, 5), (answers[0], answers[2], answers[4]), strict=True):
+        found = np.array(json.loads(body)["outputs"][0]["data"], np.float32)
+        expected = runner.run({"image": images[index : index + 1]})["logits"][0]
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("binary", [True, False])

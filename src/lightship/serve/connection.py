@@ -9,7 +9,6 @@ connection closes: what follows on it is a body that nobody wants.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from lightship.serve.front import Front
 
 __all__ = ["Connection"]
-
-log = logging.getLogger(__name__)
 
 _CR = 13
 _SKIPPED_BYTES = 64 * 1024
@@ -335,17 +332,14 @@ class Connection(asyncio.Protocol):
             return
         self._deadline_s = math.inf  # the model's queue answers for the request's deadline from here on
         self._front.unsaid.pop(self, None)
-        try:
-            if body and exchange.head.coding is not None:
-                body = decoded(body, exchange.head.coding, self._front.limits)
-                self._hold(len(body))
-            exchange.body = body
-            route.handle(exchange)
-        except LightshipError as exc:
-            exchange.fail(exc)
-        except Exception as exc:
-            log.exception("request %s failed inside the server", exchange.request_id)
-            exchange.fail(exc)
+        exchange.attempt(self._run, exchange, route, body)
+
+    def _run(self, exchange: Exchange, route: Route, body: bytes) -> None:
+        if body and exchange.head.coding is not None:
+            body = decoded(body, exchange.head.coding, self._front.limits)
+            self._hold(len(body))
+        exchange.body = body
+        route.handle(exchange)
 
     # Answers
 

@@ -7,21 +7,25 @@ Host header, so there is one opinion on where a request goes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from lightship.errors import Forbidden, InvalidInput, NotFound
+from lightship.errors import Forbidden, InvalidInput, LightshipError, NotFound
 from lightship.serve.access import OPEN, Access, ApiKey, Roles
 from lightship.serve.http import Head, HttpRefused, Response, error_response
 
 __all__ = ["Contract", "Dispatcher", "Exchange", "Route"]
 
 
+log = logging.getLogger(__name__)
+
+_Found = TypeVar("_Found")
 _NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -71,6 +75,17 @@ class Exchange(msgspec.Struct, eq=False, weakref=False):
     def fail(self, error: BaseException) -> None:
         """Answer with an error."""
         self.answer(error_response(error))
+
+    def attempt(self, step: Callable[..., _Found], *arguments: object) -> _Found | None:
+        """Do a step of the work on this request and return what it found; what it raises is the answer."""
+        try:
+            return step(*arguments)
+        except LightshipError as exc:
+            self.fail(exc)
+        except Exception as exc:
+            log.exception("request %s failed inside the server", self.request_id)
+            self.fail(exc)
+        return None
 
     def client_gone(self) -> None:
         """The client has gone: forget the answer, tell whoever works on it."""

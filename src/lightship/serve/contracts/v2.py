@@ -6,6 +6,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -15,7 +16,7 @@ import msgspec
 from lightship.errors import LightshipError, Unavailable
 from lightship.serve.access import ANY_KEY, OPEN, Role
 from lightship.serve.catalog import Catalog
-from lightship.serve.contracts.v2_codec import V2Codec, V2Request
+from lightship.serve.contracts.v2_codec import V2Codec, V2Request, is_text
 from lightship.serve.contracts.v2_model import View, Views
 from lightship.serve.dispatch import Exchange, Route
 from lightship.serve.http import Response
@@ -42,6 +43,7 @@ class V2:
         self._views = Views(catalog)
         self._models: tuple[ServedModel, ...] = ()
         self._doors: dict[str, _Door] = {}  # by path, while these models are served
+        self._texts: list[Exchange] = []  # requests in JSON that came in this turn of the loop
 
     def routes(self) -> Sequence[Route]:
         """Return the routes of V2."""
@@ -108,9 +110,31 @@ class V2:
         return door
 
     def _infer(self, exchange: Exchange) -> None:
+        if is_text(exchange.head.headers):
+            if not self._texts:
+                asyncio.get_running_loop().call_soon(self._read_texts)
+            self._texts.append(exchange)
+        else:
+            self._submit(exchange, self._read(exchange))
+
+    def _read_texts(self) -> None:
+        """Read all texts that came in one turn of the loop, one after the other, and then queue them.
+
+        The parser of numbers and the interpreter take the first-level caches from each other; so they pay for it once
+        a turn, not once a request.
+        """
+        texts, self._texts = [each for each in self._texts if not each.gone], []
+        for exchange, request in [(each, each.attempt(self._read, each)) for each in texts]:
+            if request is not None:
+                exchange.attempt(self._submit, exchange, request)
+
+    def _read(self, exchange: Exchange) -> V2Request:
         door: _Door = exchange.admitted
-        request = door.codec.read(exchange.body, exchange.head.headers)
-        exchange.body = b""
+        body, exchange.body = exchange.body, b""
+        return door.codec.read(body, exchange.head.headers)
+
+    def _submit(self, exchange: Exchange, request: V2Request) -> None:
+        door: _Door = exchange.admitted
         deadline_s = exchange.deadline_s
         if request.timeout_us is not None:
             deadline_s = min(deadline_s, exchange.arrived_s + request.timeout_us / 1e6)

@@ -37,7 +37,7 @@ from lightship.types import DTYPES, TensorSpec
 
 Buffer = bytes | memoryview
 
-__all__ = ["V2Codec", "V2Request", "Wanted"]
+__all__ = ["V2Codec", "V2Request", "Wanted", "is_text"]
 
 _LENGTH_HEADER = "inference-header-content-length"
 _JSON, _BINARY = "application/json", "application/octet-stream"
@@ -332,6 +332,11 @@ class V2Codec:
             return simdjson.Parser().parse(text)
         except (ValueError, RuntimeError) as exc:
             raise _not_json(exc) from None
+
+
+def is_text(headers: Mapping[str, str]) -> bool:
+    """Return whether the request with these headers is JSON alone."""
+    return _LENGTH_HEADER not in headers
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
