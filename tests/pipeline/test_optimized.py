@@ -318,11 +318,12 @@ def test_a_length_that_one_row_has_is_never_left_out(home, propose, tmp_path):
     assert "T 1 fails" in with_it.outcomes[0].reason
 
 
-def test_values_are_proven_round_real_rows(home, propose, tmp_path):
-    """Golden inputs are drawn, and twice their values may lie among those of rows: nothing beyond was asked then."""
+def _wrong_beyond(limit):
+    """Return a change that turns the answer round where a value of the row is greater than ``limit``."""
 
-    def wrong_beyond(graph):
-        graph.initializer.append(numpy_helper.from_array(np.array(21, np.float32), "limit"))
+    def change(graph):
+        output = graph.output[0].name
+        graph.initializer.append(numpy_helper.from_array(np.array(limit, np.float32), "limit"))
         graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "columns"))
         graph.node[-1].output[0] = "right"
         graph.node.extend(
@@ -330,11 +331,16 @@ def test_values_are_proven_round_real_rows(home, propose, tmp_path):
                 helper.make_node("ReduceMax", ["x", "columns"], ["most"], keepdims=1),
                 helper.make_node("Greater", ["most", "limit"], ["far"]),
                 helper.make_node("Neg", ["right"], ["wrong"]),
-                helper.make_node("Where", ["far", "wrong", "right"], ["logits"]),
+                helper.make_node("Where", ["far", "wrong", "right"], [output]),
             ]
         )
 
-    propose({"v": models.edited(models.digits_graph(), wrong_beyond)})
+    return change
+
+
+def test_values_are_proven_round_real_rows(home, propose, tmp_path):
+    """Golden inputs are drawn, and twice their values may lie among those of rows: nothing beyond was asked then."""
+    propose({"v": models.edited(models.digits_graph(), _wrong_beyond(21))})
     _, rows, _ = models.digits()
     np.savez(tmp_path / "rows.npz", x=20 * rows / rows.max())
 
@@ -432,6 +438,22 @@ def test_models_of_every_form_are_judged_and_released(propose, tmp_path, form):
     assert (without.version, judged.version) == (2, 3)
     with lightship.load("m:3", home=home) as model:
         assert model.variant == "same"
+
+
+def test_values_are_proven_of_graphs_that_take_one_row_at_a_time(propose, tmp_path):
+    """A graph that was exported for one row has a range like any other."""
+    graph, rows = FORMS["one row at a time"]
+    (tmp_path / "model.onnx").write_bytes(graph)
+    home = Home(tmp_path / "home")
+    import_model(tmp_path / "model.onnx", name="m", home=home)
+    most = float(rows["x"].max())
+    propose({"v": models.edited(graph, _wrong_beyond(1.1 * most))}, graph)
+
+    done = optimize_model("m:1", data=rows, home=home)
+
+    assert done.chosen == "v"
+    allowed = _manifest(home, done.bundle).interface.values["x"]
+    assert most <= allowed.high < 1.25 * most
 
 
 def test_a_shipped_classifier_is_optimized_on_images_by_class(site, propose):

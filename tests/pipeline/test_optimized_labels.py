@@ -96,8 +96,7 @@ def test_a_good_variant_passes_and_is_told_by_what_the_labels_are(optimize, kind
     assert TOLD[kind] in done.words
     evidence = {row.check: row for row in done.evidence}
     assert set(evidence) == CHECKS[kind] | {
-        *("golden", "shapes", "latency", "search", "data", "accuracy", "audit", "parity"),
-        *(("values",) if kind != "one row at a time" else ()),
+        *("golden", "shapes", "values", "latency", "search", "data", "accuracy", "audit", "parity"),
     }
     assert TOLD[kind] in evidence["data"].summary
     assert evidence["accuracy"].verdict == "unproven"

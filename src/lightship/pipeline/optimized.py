@@ -225,6 +225,11 @@ class _Work:
             self._words.append("nothing that was tried is shown to be better than the reference")
         if chosen is None:
             return self._kept(found, judgement)
+        if chosen.runs_alone:
+            self._words.append(
+                f"a server runs the rows of {chosen.candidate.name} one at a time, so the throughput that it has in "
+                "batches is not had there"
+            )
         evidence = self._evidence(gate, found, judgement, chosen, about)
         task = self._parent.manifest.task
         if self._asked.calm:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from lightship.bundle.statement import TASK_SUBJECT, Evidence, summary_of
 from lightship.data.files import sha256_hex
 from lightship.engine.difference import largest_difference
 from lightship.engine.runner import LONGEST_RUN_S, EngineOptions, Runner, load_runner
-from lightship.errors import InvalidData, LightshipError
+from lightship.errors import InvalidData, InvalidInput, LightshipError
 from lightship.imports.drawn import STYLES, draw
 from lightship.imports.sizes import Sizes
 from lightship.imports.trial_process import try_sizes_apart
@@ -207,6 +208,11 @@ class VariantLook:
         return self.sizes.batch
 
     @property
+    def runs_alone(self) -> bool:
+        """Whether a server will run its rows one at a time, while those of the reference run in batches."""
+        return self._subject.batched and self.batch == 1 < self._subject.interface.proven.get(BATCH, (1, 1))[1]
+
+    @property
     def proven(self) -> dict[str, tuple[int, int]]:
         """The ranges of the new version: the parent's, or smaller ones, never larger."""
         assert self.sizes is not None  # noqa: S101 - asked for after the look
@@ -218,7 +224,6 @@ class VariantLook:
 
     def _shapes(self, sizes: Sizes) -> Evidence:
         wanted = self.candidate.throughput.batch if self.candidate.throughput else 1
-        most = self._subject.interface.proven.get(BATCH, (1, 1))[1]
         problem, words = sizes.problem, list(sizes.words)
         if not problem and sizes.mixed > _MOST_MIXED * self._largest():
             problem = f"an answer changes by {sizes.mixed:.3g} with the rows beside it: it mixes rows"
@@ -226,7 +231,7 @@ class VariantLook:
             problem = f"it is fast in batches of {wanted} rows, and right in those of up to {self.batch}"
         if sizes.mixed:
             moved = f"an answer moves by up to {sizes.mixed:.2g} with the rows beside it (dynamic quantization)"
-            words.append(moved + ("; rows run one at a time" if self.batch == 1 and most > 1 else ""))
+            words.append(moved + ("; rows run one at a time" if self.runs_alone else ""))
         ranges = self.proven
         said = ", ".join(f"{name} {low} to {high}" for name, (low, high) in sorted(ranges.items()))
         summary = problem or "; ".join([f"Works for {said or 'its one size'}", *words])
@@ -253,16 +258,16 @@ class VariantLook:
     def _values(self) -> Sequence[Evidence]:
         """Try odd values among usual rows, in batches as large as may be: no row may spoil another one's answer."""
         subject = self._subject
-        if not subject.batched or self.golden is None:
+        if self.golden is None:
             return ()
-        variant = self.candidate.runner(threads=1, limited=True)
+        variant = self.candidate.runner(threads=1, batched=subject.batched, limited=True)
         reference = subject.runner(threads=1)
         try:
             return (
                 check_values(
-                    reference.run,
-                    variant.run,
-                    self._usual(),
+                    reference.run if subject.batched else partial(_run_alone, reference),
+                    variant.run if subject.batched else partial(_run_alone, variant),
+                    self._stacked(),
                     tolerance=self.golden.tolerance(),
                     subjects=self._subjects,
                     batch=self.batch,
@@ -272,14 +277,16 @@ class VariantLook:
             variant.close()
             reference.close()
 
-    def _usual(self) -> Tensors:
+    def _stacked(self) -> Tensors:
         """Return some rows of one shape, first axis rows: real ones, else the golden inputs, which may be drawn."""
-        if self._gate is not None:
-            return self._gate.rows.few()
-        if not self._subject.batched:
-            return {}
-        alike = _alike(self._subject.golden)
+        alike = _alike(self._subject.golden if self._gate is None else self._gate.rows.some(8))
         return {name: np.stack([row[name] for row in alike]) for name in alike[0]}
+
+    def _usual(self) -> Tensors:
+        """Return such rows as the graph takes them at once; none if it takes no rows."""
+        if self._subject.batched:
+            return self._stacked()
+        return {} if self._gate is None else self._gate.rows.few()
 
     # -- answers ------------------------------------------------------------------------------------------------
 
@@ -416,6 +423,13 @@ class VariantLook:
 
     def _failed(self, check: str, why: str) -> Evidence:
         return Evidence(check, Verdict.FAILED, self._subjects, summary_of(why), {}, {})
+
+
+def _run_alone(runner: Runner, rows: Tensors) -> Tensors:
+    """Run a graph without a batch dimension on a batch of one row."""
+    if len(next(iter(rows.values()))) != 1:
+        raise InvalidInput("A graph without a batch dimension runs one row at a time.")
+    return answers_to(runner, {name: array[0] for name, array in rows.items()}, batched=False)
 
 
 def _alike(rows: Sequence[Tensors]) -> list[Tensors]:

@@ -207,7 +207,11 @@ def _fitting(
         else:
             low, high = interface.proven.get(dim, (1, size))
             if not low <= size <= high:
-                raise InvalidData(f"{dim} of the input {spec.name!r} was proven for {low} to {high}. Got {size}")
+                upto = f"--upto {dim}={size} or " if size > high else ""
+                raise InvalidData(
+                    f"{dim} of the input {spec.name!r} was proven for {low} to {high}. Got {size}; import the model "
+                    f"again with {upto}such rows as --golden"
+                )
     return _as_dtype(spec, array)
 
 
