@@ -1,8 +1,8 @@
 """One way to run one model, timed in a process of its own: python contestant.py JOB.json (used by by_hand.py).
 
 A job: {"kind": "torch"|"onnxruntime"|"openvino", "model": file, "rows": file.npz, "batches": [...], "threads": [...],
-"precision": "f32", "seconds": s, "answers": file.npy or null}. Prints p50 of one row and the best rows a second, each
-with the threads that are best for it.
+"precision": "f32", "seconds": s, "judged": file.npz or null, "answers": file.npy}. Writes its answers to the rows that
+judge it. Prints p50 of one row and the best rows a second, each with the threads that are best for it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     rows = dict(np.load(job["rows"]))
     load = {"torch": with_torch, "onnxruntime": with_onnxruntime, "openvino": with_openvino}[job["kind"]]
-    if job["answers"]:
-        np.save(job["answers"], answered(load(job, max(job["threads"])), rows, min(8, max(job["batches"]))))
+    if job["judged"]:
+        judged = dict(np.load(job["judged"]))
+        np.save(job["answers"], answered(load(job, max(job["threads"])), judged, min(8, max(job["batches"]))))
     share = job["seconds"] / (1 + len(job["batches"])) / len(job["threads"])
     quickest, busiest = [], []
     for threads in job["threads"]:
