@@ -63,9 +63,9 @@ def test_rows_that_do_not_touch_each_other_pass():
         "problem": None,
     }  # fmt: skip
     assert case(found, "empty")["reference"] == "refused"
-    assert found.measured["proven"]["x"] == {
-        "magnitude": 1e30, "stretch": 2.0, "stretched": 2 * float(np.abs(rows()["x"]).max()), "nan": "not finite",
-    }  # fmt: skip
+    ends = [2 * float(rows()["x"].min()), 2 * float(rows()["x"].max())]
+    proven = {"magnitude": 1e30, "stretch": [2.0, 2.0], "stretched": ends, "nan": "not finite"}
+    assert found.measured["proven"] == {"x": proven}
     assert found.measured["contaminated"] == []
     json.dumps([dict(found.measured), dict(found.method)], allow_nan=False)
 
@@ -111,12 +111,15 @@ def test_answer_of_int8_to_nan_is_told():
     assert "the variant answers what the reference does not" in found.summary
 
 
-def beyond(limit):
-    """Return the nodes of a variant that is right up to a limit, and of opposite sign beyond."""
+def beyond(limit, sign="Abs"):
+    """Return the nodes of a variant that is right up to a limit (of both signs, or with Identity of positive values).
+
+    Beyond it answers are of opposite sign.
+    """
     return [
         helper.make_node("Constant", [], ["limit"], value_float=limit),
         helper.make_node("Constant", [], ["columns"], value_ints=[1]),
-        helper.make_node("Abs", ["x"], ["abs"]),
+        helper.make_node(sign, ["x"], ["abs"]),
         helper.make_node("ReduceMax", ["abs", "columns"], ["most"], keepdims=1),
         helper.make_node("Greater", ["most", "limit"], ["far"]),
         helper.make_node("Neg", ["h"], ["not_h"]),
@@ -162,8 +165,21 @@ def test_the_row_that_goes_furthest_is_stretched():
 
     found = check(dense(), dense(*beyond(55.0)), usual)
 
-    assert [case(found, f"usual, {times} times as large")["follows"] for times in ("1.25", "1.5")] == [True, False]
+    row = f"row of the {'least' if usual['x'].min() < -39 else 'greatest'} value"
+    assert [case(found, f"{row}, {times} times as large")["follows"] for times in ("1.25", "1.5")] == [True, False]
     assert 45 < max(-served(found, usual).low, served(found, usual).high) < 55
+
+
+def test_each_end_is_proven_by_the_row_that_goes_furthest_there():
+    """A row of large negative values says nothing of as large positive ones."""
+    usual = {"x": np.abs(rows()["x"])}
+    usual["x"][2] *= -3
+
+    found = check(dense(), dense(*beyond(1.1 * float(usual["x"].max()), sign="Identity")), usual)
+
+    allowed = served(found, usual)
+    assert allowed.low == pytest.approx(2 * float(usual["x"].min()))
+    assert float(usual["x"].max()) <= allowed.high < 1.1 * float(usual["x"].max())
 
 
 def test_values_are_proven_as_far_as_the_stretched_row_went():
@@ -211,7 +227,7 @@ def test_probabilities_that_are_nearly_zero_follow():
 
     found = check(dense(*unlikely, helper.make_node("Identity", ["p"], ["y"])), dense(*unlikely, *steps), rows(32))
 
-    assert found.measured["proven"]["x"]["stretch"] == 2.0
+    assert found.measured["proven"]["x"]["stretch"] == [2.0, 2.0]
     assert found.measured["proven"]["x"]["magnitude"] >= 1e30
 
 
@@ -223,7 +239,7 @@ def test_stretched_values_are_numbers_of_their_dtype():
 
         found = check_values(lambda x: {"y": x["x"]}, None, usual, tolerance=0, subjects=SUBJECTS)
 
-        assert found.measured["proven"]["x"]["stretch"] == 2.0
+        assert found.measured["proven"]["x"]["stretch"] == [2.0, 2.0]
         json.dumps(found.measured["proven"], allow_nan=False)
         assert served(found, usual) == ValueRange(-float(np.finfo(dtype).max), float(np.finfo(dtype).max))
 

@@ -27,7 +27,7 @@ MAGNITUDES = (1.0, 1e2, 1e4, 1e8, 1e16, 1e30)
 """Of random values that are tried as whole rows, beyond those that data has."""
 
 STRETCHES = (1.25, 1.5, 2.0)
-"""What the widest usual row is multiplied with, for the values just beyond those that the rows have."""
+"""What the usual rows that go furthest are multiplied with, for the values just beyond those that the rows have."""
 
 LEAST_COSINE, MOST_TIMES = 0.9, 2.0
 """A variant follows the reference while their answers have one direction, and lengths apart by such a factor at most.
@@ -48,12 +48,13 @@ FINITE, NOT_FINITE, REFUSED = "finite", "not finite", "refused"
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """An odd row; its ``magnitude`` where it is of random values, and by what a usual row is ``stretched``."""
+    """An odd row: its ``magnitude`` where it is of random values, or which ``end`` of the rows is ``stretched``."""
 
     name: str
     input: str
     row: np.ndarray
     magnitude: float | None = None
+    end: str = ""
     stretched: float | None = None
 
 
@@ -99,12 +100,12 @@ def check_values(
         )
     size = min(batch, _MOST_BATCH)
     usual = {name: np.resize(array, (size, *array.shape[1:])) for name, array in rows.items()}
-    widest = {name: _widest(array) for name, array in rows.items()}
-    cases = _cases(usual, widest, np.random.default_rng(seed))
+    furthest = {name: _furthest(array) for name, array in rows.items()}
+    cases = _cases(usual, furthest, np.random.default_rng(seed))
     runs = [reference] if variant is None else [reference, variant]
     baselines = [run(usual) for run in runs]
     sizes = _usual_sizes(reference, rows, size)
-    trial = _Trial(widest, compared=variant is not None)
+    trial = _Trial(furthest, compared=variant is not None)
     for case in cases:
         found = [_try(run, usual, case, base, tolerance) for run, base in zip(runs, baselines, strict=True)]
         trial.note(case, found[0], found[-1], follows=_follows(found[0], found[-1], sizes))
@@ -146,15 +147,15 @@ class _Trial:
         first: the first that is wrong; empty while nothing is.
     """
 
-    def __init__(self, widest: Mapping[str, np.ndarray], *, compared: bool) -> None:
-        self._widest, self._compared = widest, compared
+    def __init__(self, furthest: Mapping[str, Mapping[str, np.ndarray]], *, compared: bool) -> None:
+        self._furthest, self._compared = furthest, compared
         self.tried: list[Json] = []
         self.masked: list[str] = []
         self.contaminated: list[str] = []
         self.first = ""
         self._nan: dict[str, str] = {}
         self._reached: dict[str, list[tuple[float, bool]]] = {}
-        self._stretched: dict[str, list[tuple[float, bool]]] = {}
+        self._stretched: dict[tuple[str, str], list[tuple[float, bool]]] = {}
 
     def note(self, case: _Case, reference: _Found, last: _Found, *, follows: bool) -> None:
         """Note a case; ``last`` is of what would be released."""
@@ -169,7 +170,7 @@ class _Trial:
         if case.name == "NaN":
             self._nan[case.input] = last.kind
         if case.stretched is not None:
-            self._stretched.setdefault(case.input, []).append((case.stretched, good))
+            self._stretched.setdefault((case.input, case.end), []).append((case.stretched, good))
         if case.magnitude is not None:
             self._reached.setdefault(case.input, []).append((case.magnitude, good))
 
@@ -182,12 +183,13 @@ class _Trial:
     def proven(self) -> dict[str, dict[str, Json]]:
         """Return by input how far values were answered well, and what NaN gets."""
         found: dict[str, dict[str, Json]] = {}
-        for name, row in self._widest.items():
-            stretch = _unbroken(self._stretched.get(name, ())) or 1.0
+        for name, rows in self._furthest.items():
+            times = {end: _unbroken(self._stretched.get((name, end), ())) or 1.0 for end in rows}
+            ends = [times[end] * _ends(row)[place] for place, (end, row) in enumerate(rows.items())]
             found[name] = {
                 "magnitude": _unbroken(self._reached.get(name, ())),
-                "stretch": stretch,
-                "stretched": min(stretch * _largest(row), sys.float_info.max) if name in self._stretched else 0.0,
+                "stretch": list(times.values()),
+                "stretched": [max(-sys.float_info.max, min(each, sys.float_info.max)) for each in ends],
                 "nan": self._nan.get(name),
             }
         return found
@@ -218,9 +220,7 @@ class Seen:
         for name, array in rows.items():
             if array.dtype.kind != "f" or not array.size:
                 continue
-            finite = array[np.isfinite(array)]
-            ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-            found = ValueRange(*ends, nan=bool(np.isnan(array).any()), infinite=bool(np.isinf(array).any()))
+            found = ValueRange(*_ends(array), nan=bool(np.isnan(array).any()), infinite=bool(np.isinf(array).any()))
             known = self.ranges.get(name, found)
             self._tops[name] = float(np.finfo(array.dtype).max)
             self.ranges[name] = ValueRange(
@@ -230,10 +230,10 @@ class Seen:
                 infinite=known.infinite or found.infinite,
             )
 
-    def stretched(self, name: str, times: float) -> tuple[float, float]:
-        """Return the ends of an input's values, further out by a factor, but not beyond what its dtype holds."""
+    def stretched(self, name: str, times: tuple[float, float]) -> tuple[float, float]:
+        """Return the ends of an input's values, further out by factors, but not beyond what its dtype holds."""
         known, top = self.ranges[name], self._tops[name]
-        return max(min(known.low, times * known.low), -top), min(max(known.high, times * known.high), top)
+        return max(min(known.low, times[0] * known.low), -top), min(max(known.high, times[1] * known.high), top)
 
 
 def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
@@ -254,15 +254,20 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
     for name, usual in seen.ranges.items():
         tried = proven.get(name)
         if isinstance(tried, dict):
-            reach, stretch, most = (_float(tried.get(key)) for key in ("magnitude", "stretch", "stretched"))
-            low, high = seen.stretched(name, stretch)
-            low, high = max(low, -most), min(high, most)  # other rows may go further than the one that was tried
+            reach, (least, most) = _float(tried.get("magnitude")), _pair(tried.get("stretched"))
+            low, high = seen.stretched(name, _pair(tried.get("stretch")))
+            low, high = max(low, least), min(high, most)  # other rows may go further than those that were tried
             ranges[name] = replace(usual, low=min(0.0 - reach, usual.low, low), high=max(reach, usual.high, high))
     return ranges
 
 
 def _float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _pair(value: object) -> tuple[float, float]:
+    ends = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    return (_float(ends[0]), _float(ends[1])) if len(ends) == 2 else (0.0, 0.0)
 
 
 def _usual_sizes(reference: Run, rows: Mapping[str, np.ndarray], size: int) -> dict[str, float]:
@@ -280,14 +285,22 @@ def _largest(array: np.ndarray) -> float:
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
-def _widest(rows: np.ndarray) -> np.ndarray:
-    """Return the row with the largest number in it; of other values the first."""
-    place = int(np.argmax([_largest(row) for row in rows])) if rows.dtype.kind == "f" else 0
-    return rows[place : place + 1].reshape(rows.shape[1:])
+def _ends(array: np.ndarray) -> tuple[float, float]:
+    finite = array[np.isfinite(array)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def _furthest(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the rows with the least and the greatest number; none of other values."""
+    if rows.dtype.kind != "f":
+        return {}
+    ends = [_ends(row) for row in rows]
+    places = {"least": np.argmin([low for low, _ in ends]), "greatest": np.argmax([high for _, high in ends])}
+    return {end: rows[place : place + 1].reshape(rows.shape[1:]) for end, place in places.items()}
 
 
 def _cases(
-    usual: Mapping[str, np.ndarray], widest: Mapping[str, np.ndarray], random: np.random.Generator
+    usual: Mapping[str, np.ndarray], furthest: Mapping[str, Mapping[str, np.ndarray]], random: np.random.Generator
 ) -> list[_Case]:
     cases: list[_Case] = []
     for name, array in usual.items():
@@ -299,10 +312,12 @@ def _cases(
             one.reshape(-1)[:1] = np.nan
             cases.append(_Case("one NaN", name, one))
             top = float(np.finfo(array.dtype).max)
-            for times in STRETCHES:
-                with np.errstate(over="ignore"):
-                    more = np.clip(widest[name] * row.dtype.type(times), -top, top)
-                cases.append(_Case(f"usual, {times:g} times as large", name, more, stretched=times))
+            for end, far in furthest[name].items():
+                for times in STRETCHES:
+                    with np.errstate(over="ignore"):
+                        more = np.clip(far * row.dtype.type(times), -top, top)
+                    label = f"row of the {end} value, {times:g} times as large"
+                    cases.append(_Case(label, name, more, end=end, stretched=times))
             for label, value in (("largest", top), ("least", -top)):
                 cases.append(_Case(label, name, np.full_like(row, value), top))
             for magnitude in (each for each in MAGNITUDES if each < top):
