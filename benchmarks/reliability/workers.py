@@ -37,12 +37,13 @@ def kills(home: Home, scratch: Path, figures: Figures, *, number: signal.Signals
         ):
             time.sleep(0.5)
             for _ in range(times):
-                pid = rig.model("digits")["worker_pid"]
+                (pid,) = rig.model("digits")["worker_pids"]
                 killed = time.monotonic()
                 os.kill(pid, number)
                 until(
                     lambda old=pid: (
-                        rig.model("digits")["worker_pid"] not in (old, None) and rig.model("digits")["state"] == "ready"
+                        rig.model("digits")["worker_pids"] not in ([old], [])
+                        and rig.model("digits")["state"] == "ready"
                     )
                 )
                 back.append(time.monotonic() - killed)

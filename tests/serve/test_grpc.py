@@ -565,7 +565,7 @@ async def test_a_deadline_is_kept_and_what_is_late_does_not_run(home):
     async with serving(home) as server:
         (model,) = server.models
         with channel_to(server) as channel:
-            with stopped(model.worker_pid):
+            with stopped(model.worker_pids[0]):
                 first = infer(channel, request())
                 await until(lambda: model.running == 1)
                 began = time.monotonic()
@@ -590,7 +590,7 @@ async def test_cancelled_calls_leave_nothing_behind(home):
     async with serving(home) as server:
         (model,) = server.models
         with channel_to(server) as channel:
-            with stopped(model.worker_pid):
+            with stopped(model.worker_pids[0]):
                 first = infer(channel, request())
                 await until(lambda: model.running == 1)
                 calls = [infer(channel, request()) for _ in range(100)]
@@ -611,7 +611,7 @@ async def test_overload_is_told_with_when_to_come_again(home, limits):
     async with serving(home, limits=limits) as server:
         (model,) = server.models
         with channel_to(server) as channel:
-            with stopped(model.worker_pid):
+            with stopped(model.worker_pids[0]):
                 kept = [infer(channel, request())]
                 await until(lambda: model.running == 1)
                 kept += [infer(channel, request()) for _ in range(3)]
@@ -687,10 +687,10 @@ async def test_a_worker_that_dies_is_not_the_callers_business(home):
     async with serving(home) as server:
         (model,) = server.models
         with channel_to(server) as channel:
-            os.kill(model.worker_pid, signal.SIGSTOP)
+            os.kill(model.worker_pids[0], signal.SIGSTOP)
             call = infer(channel, request())
             await until(lambda: model.running == 1)
-            os.kill(model.worker_pid, signal.SIGKILL)
+            os.kill(model.worker_pids[0], signal.SIGKILL)
             assert await asyncio.to_thread(call.result, DEADLINE_S)
 
 
@@ -709,7 +709,7 @@ def test_a_stop_lets_calls_finish(home, launch):
         stream = channel.stream_stream(SERVICE + "ModelStreamInfer")(iter(waiting.get, None))
         waiting.put(request().SerializeToString())
         assert next(stream)
-        with stopped(_state(running)["worker_pid"]):
+        with stopped(_state(running)["worker_pids"][0]):
             call = infer(channel, request())
             while _state(running)["running"] == 0:
                 time.sleep(0.01)
@@ -730,7 +730,7 @@ def test_a_stop_lets_calls_finish(home, launch):
 def test_a_second_signal_does_not_wait(home, launch):
     """A call that hangs is ended."""
     running = launch(home, "digits", "--auth", "none", "--grpc-port", "0", *PATIENT)
-    with grpc.insecure_channel(running.grpc_url) as channel, stopped(_state(running)["worker_pid"]):
+    with grpc.insecure_channel(running.grpc_url) as channel, stopped(_state(running)["worker_pids"][0]):
         call = infer(channel, request())
         while _state(running)["running"] == 0:
             time.sleep(0.01)

@@ -75,7 +75,7 @@ async def test_a_full_queue_is_429_with_retry_after(home, png):
     """One runs, two wait, the rest are told at once; those that were let in are answered."""
     async with serving(home, limits=Limits(queue_requests=2)) as server, client_of(server) as client:
         (model,) = server.models
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             first = asyncio.ensure_future(client.post("/predict/digits", content=png))
             await until(lambda: model.running == 1)
             accepted = [asyncio.ensure_future(client.post("/predict/digits", content=png)) for _ in range(2)]
@@ -95,7 +95,7 @@ async def test_what_waits_while_the_worker_is_busy_runs_together(home, png):
     """Run when idle, collect while busy."""
     async with serving(home) as server, client_of(server) as client:
         (model,) = server.models
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             first = asyncio.ensure_future(client.post("/predict/digits", content=png))
             await until(lambda: model.running == 1)
             more = [asyncio.ensure_future(client.post("/predict/digits", content=png)) for _ in range(10)]
@@ -111,7 +111,7 @@ async def test_a_client_that_goes_leaves_the_queue(home, png):
     """Its request never runs; the others' do."""
     async with serving(home) as server, client_of(server) as client:
         (model,) = server.models
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             first = asyncio.ensure_future(client.post("/predict/digits", content=png))
             await until(lambda: model.running == 1)
             async with client_of(server) as leaving:
@@ -131,7 +131,7 @@ async def test_a_request_whose_time_is_up_is_504(home, png):
     """In the queue and in the worker alike, at its deadline and not later."""
     async with serving(home) as server, client_of(server) as client:
         (model,) = server.models
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             started = time.monotonic()
             answers = await asyncio.gather(
                 *(
@@ -151,7 +151,7 @@ async def test_a_killed_worker_costs_nobody_an_answer(home, png):
     """What it had is run once more, alone, in a fresh one; what waited still waits."""
     async with serving(home) as server, client_of(server) as client:
         (model,) = server.models
-        pid = model.worker_pid
+        pid = model.worker_pids[0]
         with stopped(pid):
             first = asyncio.ensure_future(client.post("/predict/digits", content=png))
             await until(lambda: model.running == 1)
@@ -162,28 +162,29 @@ async def test_a_killed_worker_costs_nobody_an_answer(home, png):
             assert (await client.get("/readyz")).status_code == 503
         answers = await asyncio.gather(first, *more)
         assert (await client.get("/readyz")).status_code == 200
+        assert len(model.worker_pids) == 1
+        assert model.worker_pids != (pid,)
 
     assert [answer.status_code for answer in answers] == [200] * 5
     assert model.deaths == 1
-    assert model.worker_pid != pid
 
 
 async def test_a_request_that_kills_twice_fails_and_the_others_do_not(home, png, image):
     """The second death with the same request in hand is its last try."""
     async with serving(home) as server, client_of(server) as client:
         (model,) = server.models
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             culprit = asyncio.ensure_future(client.post("/predict/digits", content=png))
             await until(lambda: model.running == 1)
-            os.kill(model.worker_pid, signal.SIGKILL)
+            os.kill(model.worker_pids[0], signal.SIGKILL)
             await until(lambda: model.deaths == 1)
         model._depth = 0  # hold the next batch back until the new worker can be stopped
         await until(lambda: model.ready)
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             model._depth = 1
             model._pump()
             await until(lambda: model.running == 1)
-            os.kill(model.worker_pid, signal.SIGKILL)
+            os.kill(model.worker_pids[0], signal.SIGKILL)
             await until(lambda: model.deaths == 2)
         answer = await culprit
         assert (await client.post("/predict/digits", content=png_bytes(image(5)[:, :, None]))).status_code == 200
@@ -205,7 +206,7 @@ async def test_a_hung_worker_is_replaced(home, png):
         client_of(server) as client,
     ):
         (model,) = server.models
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             answer = await client.post("/predict/digits", content=png)
 
     assert answer.status_code == 200
@@ -215,7 +216,7 @@ async def test_a_hung_worker_is_replaced(home, png):
 async def test_the_worker_dies_with_its_server(home):
     """No orphan holds the memory."""
     async with serving(home) as server:
-        pid = server.models[0].worker_pid
+        pid = server.models[0].worker_pids[0]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -225,7 +226,7 @@ async def test_stopping_answers_what_was_accepted(home, png):
     async with serving(home) as server:
         (model,) = server.models
         client = client_of(server)
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             waiting = [asyncio.ensure_future(client.post("/predict/digits", content=png)) for _ in range(5)]
             await until(lambda: model.running + model.waiting == 5)
             server.stop()
@@ -247,7 +248,7 @@ async def test_a_second_stop_does_not_wait(home, png):
     """Who asks twice means it."""
     async with serving(home) as server:
         client = client_of(server)
-        with stopped(server.models[0].worker_pid):
+        with stopped(server.models[0].worker_pids[0]):
             waiting = asyncio.ensure_future(client.post("/predict/digits", content=png))
             await until(lambda: server.models[0].running == 1)
             server.stop()
@@ -292,23 +293,27 @@ def test_sigterm_under_load_loses_nothing_and_exits_with_0(home, launch, png):
     assert [lost for _, some in results for lost in some] == []
 
 
-def test_killing_the_server_kills_its_worker(home, launch):
+def test_killing_the_server_kills_its_workers(home, launch):
     """Also without a chance to say goodbye."""
-    server = launch(home, "digits", "--auth", "none")
-    pid = httpx.get(f"{server.control_url}/models").json()["models"][0]["worker_pid"]
+    server = launch(home, "digits", "--auth", "none", "--workers", "2")
+    (state,) = httpx.get(f"{server.control_url}/models").json()["models"]
 
     server.process.kill()
     server.process.wait(DEADLINE_S)
 
+    assert len(state["worker_pids"]) == 2
     deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        try:
-            if "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]:  # dead, and nobody reaps it here
-                break
-        except FileNotFoundError:
-            break
-    else:
-        pytest.fail("the worker is still there")
+    while any(is_alive(pid) for pid in state["worker_pids"]):
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether there is such a process, and it is not one that is dead and that nobody reaps here."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except FileNotFoundError:
+        return False
 
 
 def serve(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -345,7 +350,7 @@ async def test_the_failed_self_test_leaves_no_worker_and_no_port(tmp_path, relea
     with pytest.raises(BundleRefused, match=r"golden/inputs/0\.png"):
         await server.__aenter__()
 
-    assert server.models[0].worker_pid is None
+    assert server.models[0].worker_pids == ()
 
 
 def test_a_damaged_bundle_is_refused_by_the_name_of_the_file(tmp_path, release_model):
@@ -410,7 +415,7 @@ def test_the_first_start_makes_a_key_and_does_not_print_it(tmp_path, release_mod
 
 def test_a_worker_loads_no_training_code_and_no_database(server):
     """It is small, and starts quickly."""
-    pid = httpx.get(f"{server.control_url}/models").json()["models"][0]["worker_pid"]
+    pid = httpx.get(f"{server.control_url}/models").json()["models"][0]["worker_pids"][0]
     maps = Path(f"/proc/{pid}/maps").read_text()
 
     assert "onnxruntime" in maps

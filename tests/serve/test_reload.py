@@ -269,7 +269,7 @@ def test_two_references_to_one_version_share_a_worker(serve, versions):
     until(lambda: state(server)["references"][1]["version"] == 2)
 
     assert [reference["version"] for reference in state(server)["references"]] == [1, 2, 1]
-    workers = {model["worker_pid"] for model in state(server)["models"]}
+    workers = {model["worker_pids"][0] for model in state(server)["models"]}
     assert len(workers) == 2
 
 
@@ -306,7 +306,7 @@ def test_a_worker_is_as_quick_after_a_reload_as_before(serve, versions, png):
     server = serve()
     promote(versions, 2)
     until(lambda: state(server)["references"][0]["version"] == 2)
-    pid = next(model["worker_pid"] for model in state(server)["models"] if model["version"] == 2)
+    pid = next(model["worker_pids"][0] for model in state(server)["models"] if model["version"] == 2)
 
     nice = {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
 

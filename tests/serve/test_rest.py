@@ -19,7 +19,7 @@ class Model:
 
     sated: bool = False
     hungry: bool = False
-    worker_descriptor: int | None = None
+    worker_descriptors: tuple[int, ...] = ()
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_worker_that_answers_ends_it(
     monkeypatch.setattr("lightship.serve.rest._LONGEST_MS", 3_600_000)
     ours, theirs = worker
     theirs.send(b"done")
-    _asked(Model(sated=True, worker_descriptor=ours.fileno()), Model(worker_descriptor=None))
+    _asked(Model(sated=True, worker_descriptors=(ours.fileno(),)), Model())
 
 
 def test_a_client_that_connects_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

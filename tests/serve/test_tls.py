@@ -453,7 +453,7 @@ def test_a_client_that_ends_its_side_leaves_nothing_behind(door, authority, png)
     """TLS has no half-close here: the end of one side is the end. Nothing but JSON is in the log."""
     state = httpx.get(door.control_url + "/models").json()["models"][0]
     head = b"POST /predict/digits HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(png)
-    with stopped(state["worker_pid"]):
+    with stopped(state["worker_pids"][0]):
         for end in (lambda sock: sock.unwrap(), lambda sock: sock.shutdown(socket.SHUT_WR)):
             sock = _handshake(door.address, authority.client())
             sock.settimeout(2)
@@ -477,7 +477,7 @@ async def test_a_stop_answers_what_was_accepted(home, files, authority, png):
         (model,) = server.models
         client = await stack.enter_async_context(httpx.AsyncClient(verify=authority.client(), timeout=DEADLINE_S))
         url = f"https://127.0.0.1:{server.port}"
-        with stopped(model.worker_pid):
+        with stopped(model.worker_pids[0]):
             first = asyncio.ensure_future(client.post(f"{url}/predict/digits", content=png))
             await until(lambda: model.running == 1)
             server.stop()

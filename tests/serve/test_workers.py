@@ -185,14 +185,59 @@ async def test_requests_wait_for_a_worker_that_went(traps, number):
     """However it went: those that come in the meantime are answered, by one new process, after no second death."""
     async with serving(traps, "digits") as server, client_of(server) as client:
         (model,) = server.models
-        pid = model.worker_pid
+        pid = model.worker_pids[0]
         os.kill(pid, number)
         answers = await asyncio.gather(*(client.post("/predict/digits", content=png_of(i)) for i in range(8)))
-        deaths = model.deaths
+        deaths, pids = model.deaths, model.worker_pids
 
     assert [answer.status_code for answer in answers] == [200] * 8
-    assert model.worker_pid != pid
+    assert len(pids) == 1
+    assert pids != (pid,)
     assert deaths == 1
+
+
+async def test_a_second_worker_goes_on_while_the_first_is_replaced(traps):
+    """They take batches from one queue: what the stopped one has waits for its replacement, the rest does not."""
+    clocks = Clocks(lame_s=0.01, stopped_s=2.0, drain_s=DEADLINE_S)
+    async with serving(traps, "digits", clocks=clocks, workers=2, depth=1) as server, client_of(server) as client:
+        (model,) = server.models
+        first, second = model.worker_pids
+        os.kill(first, signal.SIGSTOP)
+        stuck = asyncio.ensure_future(client.post("/predict/digits", content=png_of(0)))
+        await until(lambda: model.running == 1)
+        started = time.monotonic()
+        quick = [await client.post("/predict/digits", content=png_of(1 + index)) for index in range(5)]
+        seconds = time.monotonic() - started
+        waited = not stuck.done()
+        late = await stuck
+        await until(lambda: len(model.worker_pids) == 2)
+        pids, deaths = model.worker_pids, model.deaths
+
+    assert [answer.status_code for answer in (late, *quick)] == [200] * 6
+    assert waited
+    assert seconds < 2.0
+    assert second in pids
+    assert first not in pids
+    assert deaths == 1
+
+
+async def test_a_poison_is_found_by_several_workers(traps):
+    """It kills one, then another one; both come back, and nobody else loses an answer."""
+    async with serving(traps, "deadly", workers=2) as server, client_of(server) as client:
+        (model,) = server.models
+        values = [0, *range(100, 112)]
+        poison, *good = await asyncio.gather(
+            *(client.post("/predict/deadly", content=png_of(value)) for value in values)
+        )
+        again = await client.post("/predict/deadly", content=png_of(0))
+        await until(lambda: len(model.worker_pids) == 2)
+        deaths = model.deaths
+
+    assert [answer.status_code for answer in good] == [200] * 12
+    assert poison.status_code == again.status_code == 500
+    assert "died twice" in poison.json()["error"]
+    assert "not run for" in again.json()["error"]
+    assert deaths == 2
 
 
 async def test_one_poison_in_a_full_batch_costs_nobody_else_an_answer(traps):
@@ -225,7 +270,7 @@ async def test_one_poison_in_a_full_batch_costs_nobody_else_an_answer(traps):
     assert other.status_code == 200
     assert as_tensor.status_code == 200
     assert model.deaths == 2
-    assert model._life.in_a_row == 0
+    assert model._replicas[0].life.in_a_row == 0
 
 
 async def test_many_poisons_do_not_open_the_circuit(traps):
@@ -265,7 +310,7 @@ async def test_poisons_that_are_new_each_time_open_the_circuit(traps):
     assert good[-1].status_code == 200
     assert known == [500, 500, 500]
     assert model.deaths == deaths == 6
-    assert model._life.in_a_row == 0
+    assert model._replicas[0].life.in_a_row == 0
 
 
 async def test_new_poisons_between_good_requests_cost_time_and_no_answers(traps):
@@ -299,7 +344,7 @@ async def test_a_batch_nobody_waits_for_is_stopped(traps):
     """The engine gives up on it; the worker goes on."""
     async with serving(traps, "endless") as server, client_of(server) as client:
         (model,) = server.models
-        pid = model.worker_pid
+        pid = model.worker_pids[0]
         late = await client.post("/predict/endless", content=png_of(0), headers={"x-request-timeout-ms": "300"})
         started = time.monotonic()
         good = await client.post("/predict/endless", content=png_of(200))
@@ -308,7 +353,7 @@ async def test_a_batch_nobody_waits_for_is_stopped(traps):
     assert late.status_code == 504
     assert good.status_code == 200
     assert seconds < 1.0
-    assert model.worker_pid is None or model.worker_pid == pid
+    assert model.worker_pids in ((), (pid,))
     assert model.deaths == 0
 
 
@@ -317,7 +362,7 @@ async def test_a_batch_that_does_not_stop_costs_its_worker(traps):
     clocks = Clocks(lame_s=0.01, stopped_s=DEADLINE_S, silent_s=5 * DEADLINE_S, overdue_s=0.5)
     async with serving(traps, "digits", clocks=clocks) as server, client_of(server) as client:
         (model,) = server.models
-        os.kill(model.worker_pid, signal.SIGSTOP)
+        os.kill(model.worker_pids[0], signal.SIGSTOP)
         late = await client.post("/predict/digits", content=png_of(1), headers={"x-request-timeout-ms": "200"})
         started = time.monotonic()
         good = await client.post("/predict/digits", content=png_of(2))
@@ -334,12 +379,12 @@ async def test_a_worker_that_gives_no_sign_of_life_is_replaced(traps):
     clocks = Clocks(lame_s=0.01, stopped_s=DEADLINE_S, silent_s=0.8)
     async with serving(traps, "digits", clocks=clocks) as server:
         (model,) = server.models
-        pid = model.worker_pid
+        pid = model.worker_pids[0]
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: model._life._worker is not None and model.worker_pid == pid)
+        await until(lambda: model._replicas[0].life._worker is not None and model.worker_pids[0] == pid)
         seconds = 0.0
         # The check for a stopped process goes first and would wait: so let it see a running one.
-        worker = model._life._worker
+        worker = model._replicas[0].life._worker
         worker.stands_still = lambda: False
         seconds = await until(lambda: model.deaths == 1)
         await until(lambda: model.ready)
@@ -361,13 +406,13 @@ async def test_an_allocation_that_fails_costs_one_request(traps):
     options = {"worker_memory_bytes": 512 << 20, "depth": 1}
     async with serving(traps, "greedy", "digits", **options) as server, client_of(server) as client:
         greedy_model, _ = server.models
-        pids = [model.worker_pid for model in server.models]
+        pids = [model.worker_pids[0] for model in server.models]
         answers = await asyncio.gather(
             client.post("/predict/greedy", content=png_of(0)),
             *(client.post(f"/predict/{name}", content=png_of(9)) for name in ("greedy", "digits") for _ in range(3)),
         )
 
-        assert [model.worker_pid for model in server.models] == pids
+        assert [model.worker_pids[0] for model in server.models] == pids
 
     assert [answer.status_code for answer in answers] == [503, *[200] * 6]
     assert int(answers[0].headers["retry-after"]) >= 1
@@ -428,12 +473,12 @@ async def test_a_worker_over_its_memory_is_replaced(traps):
     """What it holds is looked at, also when no single allocation was too large."""
     async with serving(traps, "digits", worker_memory_bytes=1 << 30) as server, client_of(server) as client:
         (model,) = server.models
-        pid = model.worker_pid
-        model._life._worker.memory_bytes = lambda: 2 << 30  # a leak, as the watch would see it
+        pid = model.worker_pids[0]
+        model._replicas[0].life._worker.memory_bytes = lambda: 2 << 30  # a leak, as the watch would see it
         await until(lambda: model.deaths == 1)
         await until(lambda: model.ready)
         answer = await client.post("/predict/digits", content=png_of(9))
-        assert model.worker_pid != pid
+        assert model.worker_pids[0] != pid
 
     assert answer.status_code == 200
 

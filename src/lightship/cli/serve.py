@@ -67,8 +67,15 @@ __all__ = ["serve"]
     metavar="NAME=VALUE",
     help="Another value for a limit or a clock, e.g. queue_requests=512, body_bytes=1g, drain_s=10. Repeatable.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Most engine threads of each model. [default: its share]")
-@click.option("--worker-memory", metavar="SIZE", help="Memory of each model's process, e.g. 2g. [default: its share]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes of each model: more answers a second on several cores, and one that dies stops no other.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Most threads of each process. [default: its share]")
+@click.option("--worker-memory", metavar="SIZE", help="Memory of each process, e.g. 2g. [default: its share]")
 @click.option(
     "--keep-previous/--no-keep-previous",
     default=True,
@@ -94,6 +101,7 @@ def serve(
     plain_text: bool,
     auth: str,
     limits: tuple[str, ...],
+    workers: int,
     threads: int | None,
     worker_memory: str | None,
     keep_previous: bool,
@@ -114,7 +122,7 @@ def serve(
 
     from lightship.serve.worker_process import WorkerProcess
 
-    workers = [WorkerProcess.spawn() for _ in dict.fromkeys(names)]  # they end with this process, whatever comes now
+    spawned = [WorkerProcess.spawn() for _ in dict.fromkeys(names)]  # they end with this process, whatever comes now
 
     from lightship.data.home import Home
     from lightship.serve.access import KeyFile
@@ -136,6 +144,7 @@ def serve(
         home=home,
         limits=sizes,
         clocks=clocks,
+        workers=workers,
         threads=threads,
         worker_memory_bytes=None if worker_memory is None else size_of(worker_memory),
         keep_previous=keep_previous,
@@ -149,7 +158,7 @@ def serve(
         home,
         names,
         options,
-        workers=workers,
+        workers=spawned,
         when_ready=lambda server: _say_ready(server, options, as_json=as_json),
     )
 

@@ -176,7 +176,7 @@ def _state(model: ServedModel) -> dict[str, Any]:
         if model.source.instead_of is None
         else dict(zip(("variant", "reason"), model.source.instead_of, strict=True)),
         "state": str(model.state),
-        "worker_pid": model.worker_pid,
+        "worker_pids": list(model.worker_pids),
         "worker_deaths": model.deaths,
         "largest_batch": model.source.batch_rows or 1,
         "batch": model.batch_rows,

@@ -1,15 +1,14 @@
 """One model version being served: its queue, and the requests under way. The hot path of the server.
 
 Everything here runs on the event loop and nothing waits: requests come in through ``submit`` with a callback, batches
-leave over the worker's socket, and the loop wakes when the worker answers, a deadline passes or the worker dies.
-Requests of a worker that dies are run once more, each alone, in a fresh one: if one of them is what kills it, the
-others get their answers. Keeping a worker alive is the business of ``supervisor``.
+leave over a worker's socket, and the loop wakes when a worker answers, a deadline passes or a worker dies.
+Requests of a worker that dies are run once more, each alone: if one of them is what kills it, the others get their
+answers. A worker and its batches are a ``replica``; keeping it alive is the business of ``supervisor``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import math
@@ -32,18 +31,18 @@ from lightship.serve.limits import Clocks, Limits
 from lightship.serve.metrics import ModelFigures
 from lightship.serve.poisoners import Poisoners
 from lightship.serve.quarantine import Quarantine
+from lightship.serve.replica import Replica
 from lightship.serve.rest import Rest
 from lightship.serve.source import ModelSource
-from lightship.serve.supervisor import State, Supervisor
+from lightship.serve.supervisor import State
 from lightship.serve.tensors import ITEM_BYTES
-from lightship.serve.wire import Done, Measured, Message, Tune
+from lightship.serve.wire import Done
 from lightship.serve.work import (
     Answer,
     Batch,
     Parts,
     Told,
     Work,
-    batch_message,
     error_named,
     split_answers,
 )
@@ -74,6 +73,9 @@ class ServedModel:
     """One model version. ``start`` before use, ``close`` after.
 
     Args:
+        workers: how many take batches from its queue.
+        threads: of the engine of each.
+        memory_bytes: that each may hold.
         delivered: called when all requests of a batch have been told.
         rest: told of requests that change nothing before the worker has run its batch; where it shares our core.
     """
@@ -85,6 +87,7 @@ class ServedModel:
         limits: Limits,
         clocks: Clocks,
         depth: int | None = None,
+        workers: int = 1,
         threads: int | None = None,
         memory_bytes: int = 0,
         delivered: Callable[[], None] = lambda: None,
@@ -105,8 +108,9 @@ class ServedModel:
         self._clocks = clocks
         self._delivered = delivered
         self._rest = rest
-        self._life = Supervisor(
-            source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes
+        self._replicas = tuple(
+            Replica(source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes)
+            for _ in range(workers)
         )
         self._batcher = Batcher[Work](
             BatchBounds(
@@ -117,26 +121,23 @@ class ServedModel:
         )
         # With a second core the next batch crosses, and is encoded, while the last one runs.
         self._depth = depth or min(2, usable_cores())
-        self._running: dict[int, Batch] = {}
+        self._closed = False
         self._suspects: set[Work] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
         self._poisoners = Poisoners()
         self.tuned: Tuned | None = None
-        self._measured: asyncio.Future[Measured | None] | None = None
-        self._batches = 0
         self._pump_soon = False
         self._collected = -1  # how many waited in the last turn of the loop
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
-        self._worker: WorkerProcess | None = None  # only while it takes batches
 
     # Life
 
     async def start(self, worker: WorkerProcess | None = None, *, background: bool = False) -> None:
-        """Start the worker and wait until it has passed its self-test.
+        """Start the workers and wait until each has passed its self-test.
 
         Args:
-            worker: a process that was spawned already.
+            worker: a process that was spawned already, for the first.
             background: load with a lower priority, for others are being served.
 
         Raises:
@@ -146,11 +147,21 @@ class ServedModel:
         """
         self._loop = asyncio.get_running_loop()
         try:
-            await self._life.start(worker, background=background)
+            await self._start_all(worker, background=background)
         except LightshipError as exc:
             if self.source.fallback is None:
                 raise
             await self._fall_back(self.source.fallback, exc, background=background)
+
+    async def _start_all(self, worker: WorkerProcess | None = None, *, background: bool) -> None:
+        first, *others = self._replicas
+        await first.life.start(worker, background=background)
+        try:
+            for replica in others:  # one after the other: each takes the cores, and memory, to load
+                await replica.life.start(background=background)
+        except BaseException:
+            await asyncio.gather(*(replica.close() for replica in self._replicas))
+            raise
 
     async def _fall_back(self, read: Callable[[], ModelSource], why: LightshipError, *, background: bool) -> None:
         """Let the bundle's reference answer, because the variant that it proposes does not work on this machine."""
@@ -161,45 +172,53 @@ class ServedModel:
             *(self.name, self.version, proposed, why),
         )
         reference = await asyncio.to_thread(read)
-        self.source = self._life.source = dataclasses.replace(reference, instead_of=(proposed, str(why)))
-        await self._life.start(background=background)
+        self._set_source(dataclasses.replace(reference, instead_of=(proposed, str(why))))
+        await self._start_all(background=background)
+
+    def _set_source(self, source: ModelSource) -> None:
+        self.source = source
+        for replica in self._replicas:
+            replica.life.source = source
 
     async def close(self) -> None:
-        """End the worker. What still waits is answered 503."""
-        self._worker = None
+        """End the workers. What still waits is answered 503."""
+        self._closed = True
+        for replica in self._replicas:
+            replica.worker = None
         for work in self._works():
             work.finish(None, Unavailable(f"The model {self.name} is being stopped."))
         if self._timer is not None:
             self._timer.cancel()
-        await self._life.close()
+        await asyncio.gather(*(replica.close() for replica in self._replicas))
         # Nothing runs it again, and whoever still holds this object should not hold the graph with it.
-        bare = dataclasses.replace(self.source, graph=b"", golden=(), expected=(), fallback=None)
-        self.source = self._life.source = bare
+        self._set_source(dataclasses.replace(self.source, graph=b"", golden=(), expected=(), fallback=None))
 
     @property
     def state(self) -> State:
-        """Where it is in its life."""
-        return self._life.state
+        """Where it is in its life: it is ready while one of its workers is."""
+        states = [replica.life.state for replica in self._replicas]
+        return State.READY if State.READY in states else states[0]
 
     @property
     def ready(self) -> bool:
         """Whether a request would be run now."""
-        return self._life.state is State.READY
+        return self.state is State.READY
 
     @property
-    def worker_pid(self) -> int | None:
-        """The process of its worker, while there is one."""
-        return self._life.worker_pid
+    def worker_pids(self) -> tuple[int, ...]:
+        """The processes of its workers, while there are any."""
+        pids = (replica.life.worker_pid for replica in self._replicas)
+        return tuple(pid for pid in pids if pid is not None)
 
     @property
     def threads(self) -> int:
-        """Threads of its engine."""
-        return self._life.threads
+        """Threads of the engine of each worker."""
+        return self._replicas[0].life.threads
 
     @property
     def most_threads(self) -> int:
-        """Threads that its engine may have."""
-        return self._life.most_threads
+        """Threads that these may have."""
+        return self._replicas[0].life.most_threads
 
     @property
     def batch_rows(self) -> int:
@@ -213,13 +232,13 @@ class ServedModel:
 
     @property
     def memory_limit_bytes(self) -> int:
-        """What its worker may hold; 0 is no limit."""
-        return self._life.memory_limit_bytes
+        """What each of its workers may hold; 0 is no limit."""
+        return self._replicas[0].life.memory_limit_bytes
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that its worker holds now."""
-        return self._life.memory_bytes
+        """Memory that its workers hold now."""
+        return sum(replica.life.memory_bytes for replica in self._replicas)
 
     @property
     def fell_back(self) -> bool:
@@ -229,23 +248,18 @@ class ServedModel:
     @property
     def deaths(self) -> int:
         """How many of its workers died or were replaced."""
-        return self._life.deaths
+        return sum(replica.life.deaths for replica in self._replicas)
 
-    def worker_up(self, worker: WorkerProcess) -> None:
+    def replica_up(self) -> None:
         """A worker is ready: send it what waits."""
-        self._worker = worker
         self._pump()
 
-    def worker_down(self) -> bool:
+    def replica_down(self, batches: Sequence[Batch]) -> bool:
         """Queue the requests of a dead worker once more, each alone. One that has been alone is what killed it.
 
         Returns:
             Whether such a one was found. It is answered 500 and kept away for a while.
         """
-        self._worker = None
-        if self._measured is not None and not self._measured.done():
-            self._measured.set_result(None)
-        batches, self._running = list(self._running.values()), {}
         found = False
         for work in (work for batch in batches for work in batch.items):
             self._suspects.discard(work)
@@ -259,6 +273,8 @@ class ServedModel:
                 work.finish(None, LightshipError(message))
             elif not self._of_poisoner(work):
                 self._try_alone(work)
+        if self._suspects:
+            self._pump()  # another worker may be free for them
         return found
 
     def _poison_found(self, work: Work) -> None:
@@ -296,44 +312,20 @@ class ServedModel:
         self._batcher.bounds = dataclasses.replace(self._batcher.bounds, batch_rows=rows)
 
     async def measure(self, rows: Sequence[int], *, budget_ms: int) -> dict[int, float] | None:
-        """Return rows a second by batch, or nothing when a request came between, or the worker went."""
-        if self._worker is None:
-            return None
-        self._measured = self._loop.create_future()
-        try:
-            self._worker.send(Tune(tuple(rows), budget_ms))
-            found = await self._measured
-        except OSError:
-            return None
-        if found is None or not found.whole or not found.rows:
-            return None
-        return {count: count * 1e6 / took for count, took in zip(found.rows, found.run_us, strict=True)}
+        """Return rows a second by batch of one worker; nothing when a request came between, or the worker went."""
+        return await self._replicas[0].measure(rows, budget_ms=budget_ms)
 
-    def worker_says(self, message: Message, payload: memoryview) -> None:
-        """The worker has run a batch.
-
-        Raises:
-            WorkerFailed: it was not sent that one.
-        """
-        if not isinstance(message, Done):
-            if isinstance(message, Measured) and self._measured is not None and not self._measured.done():
-                self._measured.set_result(message)
-            return
-        batch = self._running.pop(message.batch, None)
-        if batch is None:
-            raise WorkerFailed(f"The worker answered the batch {message.batch}, which it was not sent.")
-        self._life.good_batch()
+    def ran(self, batch: Batch, done: Done, payload: memoryview) -> None:
+        """A worker has run a batch."""
         if self._suspects:
             self._suspects.difference_update(batch.items)
-        for behind in self._running.values():
-            behind.since_s = self._loop.time()  # it is its turn only now
-        self.figures.ran(message.encode_us, message.run_us, message.decode_us)
+        self.figures.ran(done.encode_us, done.run_us, done.decode_us)
         if self._depth > 1:
             self._pump()  # first: the worker should not wait while answers are written
-            self._deliver(batch, message, payload)
+            self._deliver(batch, done, payload)
         else:
             # On one core a busy worker only takes it from us: answers first, and what they bring in runs with the rest.
-            self._deliver(batch, message, payload)
+            self._deliver(batch, done, payload)
             self._pump_later(-1)
 
     # Requests
@@ -345,25 +337,42 @@ class ServedModel:
 
     @property
     def running(self) -> int:
-        """Requests in the worker."""
-        return sum(
-            len(batch.items) for batch in list(self._running.values())
-        )  # also asked from the control plane's thread
+        """Requests in the workers."""
+        # Also asked from the control plane's thread, hence the copies.
+        batches = (batch for replica in self._replicas for batch in list(replica.running.values()))
+        return sum(len(batch.items) for batch in batches)
 
     @property
     def sated(self) -> bool:
-        """Whether its worker runs as much as it is sent at once, and the next batch waits."""
-        return len(self._running) >= self._depth and len(self._batcher) >= self._batcher.bounds.batch_rows
+        """Whether its workers run as much as they are sent at once, and the next batch waits."""
+        return self._full and len(self._batcher) >= self._batcher.bounds.batch_rows
 
     @property
     def hungry(self) -> bool:
-        """Whether its worker could be sent what waits."""
-        return len(self._running) < self._depth and len(self._batcher) > 0
+        """Whether a worker could be sent what waits."""
+        return len(self._batcher) > 0 and not self._full
 
     @property
-    def worker_descriptor(self) -> int | None:
-        """The socket that its worker speaks on; None while there is no worker."""
-        return None if self._worker is None else self._worker.descriptor
+    def worker_descriptors(self) -> tuple[int, ...]:
+        """The sockets that its workers speak on."""
+        workers = (replica.worker for replica in self._replicas)
+        found = (worker.descriptor for worker in workers if worker is not None)
+        return tuple(descriptor for descriptor in found if descriptor is not None)
+
+    @property
+    def _full(self) -> bool:
+        for replica in self._replicas:  # noqa: SIM110 - asked for every request; a generator takes three times as long
+            if len(replica.running) < self._depth:
+                return False
+        return True
+
+    def _free(self, depth: int) -> Replica | None:
+        """Return the replica with the fewest batches that could be sent one more."""
+        found, least = None, depth
+        for replica in self._replicas:
+            if len(replica.running) < least and replica.worker is not None:
+                found, least = replica, len(replica.running)
+        return found
 
     def admit(self, size_bytes: int, key: ApiKey | None = None) -> None:
         """Refuse a request before its body is read, if it would be refused after.
@@ -372,7 +381,7 @@ class ServedModel:
             Overloaded: the queue is full, or the key is kept away because of what it has sent.
             Unavailable: the worker keeps dying, or is not there yet.
         """
-        if self._worker is None and not self._life.accepting:
+        if self._replicas[0].worker is None and not any(replica.life.accepting for replica in self._replicas):
             self.figures.refused += 1
             raise Unavailable(f"The model {self.name} is not ready. Try again later.", retry_after_s=2.0)
         try:
@@ -393,7 +402,7 @@ class ServedModel:
         """
         if not 1 <= work.rows <= self._most_rows:
             self._refuse_rows(work)
-        if self._worker is None and self._life.state is State.CLOSED:
+        if self._closed:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
         most = self._batcher.bounds.batch_rows
         if work.rows > most and self.source.batch_rows:
@@ -439,7 +448,7 @@ class ServedModel:
         work.model = self
         if self._pump_soon:
             return
-        if len(self._running) < self._depth:
+        if self._free(self._depth) is not None:
             self._pump_later(len(self._batcher))
         elif self._timer is None or self._timer.when() > work.deadline_s:
             self._set_timer()  # the worker is busy, and will ask for more
@@ -466,31 +475,22 @@ class ServedModel:
         self._pump_soon = False
         now = self._loop.time()
         for item in self._batcher.expire(now):
-            self._too_late(item)
+            self.too_late(item)
         depth = min(1, self._depth) if self._suspects else self._depth  # so that a death tells which of them it was
-        while self._worker is not None and len(self._running) < depth:
+        while (replica := self._free(depth)) is not None:
             items = self._batcher.next_batch(now)
             if not items:
                 break
             if self._poisoners:
                 items = [item for item in items if not self._of_poisoner(item)]
             if items:
-                self._send(self._worker, items, now)
+                self._send(replica, items, now)
         self._set_timer()
 
-    def _send(self, worker: WorkerProcess, items: list[Work], now: float) -> None:
-        self._batches += 1
-        batch = Batch(self._batches, items, now)
-        self._running[batch.number] = batch
-        message, payload = batch_message(batch.number, items)
-        try:
-            worker.send(message, payload)
-        except OSError as exc:
-            log.error("the worker of %s:%s does not take a batch: %s", self.name, self.version, exc)
-            self._life.lost()
-            return
-        self.figures.sent(rows=sum(message.rows))
-        self.figures.queued([now - item.submitted_s for item in items])
+    def _send(self, replica: Replica, items: list[Work], now: float) -> None:
+        if replica.send(items, now):
+            self.figures.sent(rows=sum([item.rows for item in items]))
+            self.figures.queued([now - item.submitted_s for item in items])
 
     def _deliver(self, batch: Batch, done: Done, payload: memoryview) -> None:
         items = batch.items
@@ -523,7 +523,8 @@ class ServedModel:
 
     # Deadlines
 
-    def _too_late(self, item: Work) -> None:
+    def too_late(self, item: Work) -> None:
+        """Answer a request whose deadline has passed."""
         self.figures.expired += 1
         self._suspects.discard(item)
         message = "The deadline of the request passed while it waited. Send less, or give it more time."
@@ -531,8 +532,8 @@ class ServedModel:
 
     def _set_timer(self) -> None:
         next_s = self._batcher.next_deadline() or math.inf
-        for index, batch in enumerate(self._running.values()):
-            next_s = min(next_s, batch.deadline_s, math.inf if index else batch.kill_s(self._clocks))
+        for replica in self._replicas:
+            next_s = min(next_s, replica.next_s())
         if next_s == math.inf:
             return
         if self._timer is not None and self._timer.when() <= next_s:
@@ -544,29 +545,12 @@ class ServedModel:
     def _on_timer(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for batch in self._running.values():
-            if batch.deadline_s <= now:
-                self._batch_late(batch, now)
-        first = next(iter(self._running.values()), None)  # those behind it have not had their turn
-        if first is not None and now >= first.kill_s(self._clocks):
-            self._life.kill_worker("hangs" if first.over_s is None else "does not stop a batch nobody waits for")
-            first.killed = True
+        for replica in self._replicas:
+            replica.look(now)
         self._pump()
 
-    def _batch_late(self, batch: Batch, now: float) -> None:
-        """Answer those of its requests whose time is up. When nobody waits for it any more, it has to end."""
-        for item in batch.items:
-            if item.deadline_s <= now and not item.over:
-                self._too_late(item)
-        late = (item.deadline_s for item in batch.items if not item.over)
-        batch.deadline_s = min(late, default=math.inf)
-        if batch.deadline_s == math.inf and self._worker is not None:
-            batch.over_s = now
-            with contextlib.suppress(OSError):  # then its death is told soon
-                self._worker.stop(batch.number)
-
     def _works(self) -> list[Work]:
-        running = [item for batch in self._running.values() for item in batch.items]
+        running = [item for replica in self._replicas for batch in replica.running.values() for item in batch.items]
         return running + self._batcher.expire(math.inf)
 
 

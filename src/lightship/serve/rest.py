@@ -19,19 +19,19 @@ _LONGEST_MS = 10  # that a refusal, a question for health or another model's req
 
 
 class Worked(Protocol):
-    """A model whose worker shares the core."""
+    """A model whose workers share the core."""
 
     @property
     def sated(self) -> bool:
-        """Whether its worker runs a batch, and the next one waits."""
+        """Whether its workers run batches, and the next one waits."""
 
     @property
     def hungry(self) -> bool:
-        """Whether its worker could be sent what waits."""
+        """Whether a worker could be sent what waits."""
 
     @property
-    def worker_descriptor(self) -> int | None:
-        """What is readable when its worker says something; None while there is no worker."""
+    def worker_descriptors(self) -> tuple[int, ...]:
+        """What is readable when one of its workers says something."""
 
 
 class Rest:
@@ -60,7 +60,8 @@ class Rest:
         if not any(model.sated for model in models) or any(model.hungry for model in models):
             return
         wakers = select.poll()
-        for descriptor in (self._listener(), *(model.worker_descriptor for model in models)):
-            if descriptor is not None:
-                wakers.register(descriptor, select.POLLIN)
+        if (listener := self._listener()) is not None:
+            wakers.register(listener, select.POLLIN)
+        for descriptor in (each for model in models for each in model.worker_descriptors):
+            wakers.register(descriptor, select.POLLIN)
         wakers.poll(_LONGEST_MS / len(models))

@@ -69,7 +69,8 @@ class ServerOptions:
             takes only with ``plain_text``: something in front encrypts.
         home: whose registry is watched for moved aliases; None watches nothing.
         keep_previous: keep the worker of the version before, so that a rollback needs no loading.
-        threads: of each worker's engine; by default the models share the cores.
+        workers: of each model version.
+        threads: of each worker's engine; by default the workers share the cores.
         worker_memory_bytes: what each worker may hold; by default its share of the memory (``shares``).
         tune: find the best batch of each model when nobody asks for anything, and keep it in the home.
         retune: measure also what was measured before.
@@ -91,6 +92,7 @@ class ServerOptions:
     clocks: Clocks = field(default_factory=Clocks)
     home: Home | None = None
     keep_previous: bool = True
+    workers: int = 1
     threads: int | None = None
     worker_memory_bytes: int | None = None
     tune: bool = True
@@ -304,7 +306,7 @@ class Server:
 
     def _make(self, source: ModelSource) -> ServedModel:
         options = self.options
-        memory = options.worker_memory_bytes
+        memory, sharing = options.worker_memory_bytes, self._sharing * options.workers
         graphs = [source.manifest.file(variant.graph) for variant in source.manifest.variants]
         largest = max(entry.size for entry in graphs if entry is not None)
         return ServedModel(
@@ -312,8 +314,9 @@ class Server:
             limits=options.limits,
             clocks=options.clocks,
             depth=options.depth,
-            threads=options.threads or worker_threads(self._sharing),
-            memory_bytes=worker_memory_bytes(largest, self._sharing) if memory is None else memory,
+            workers=options.workers,
+            threads=options.threads or worker_threads(sharing),
+            memory_bytes=worker_memory_bytes(largest, sharing) if memory is None else memory,
             delivered=self._delivered,
             rest=self._rest,
         )

@@ -82,7 +82,7 @@ def test_on_one_core_a_full_queue_hides_nothing(home, scratch):
         )
         with Traffic(rig.address, [calm], rate=10, fresh=0.05) as traffic:
             time.sleep(1.5)
-            os.kill(rig.model("busy")["worker_pid"], signal.SIGKILL)
+            os.kill(rig.model("busy")["worker_pids"][0], signal.SIGKILL)
             found = finished(load)
         deaths = rig.model("busy")["worker_deaths"], rig.model("other")["worker_deaths"]
 
