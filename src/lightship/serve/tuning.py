@@ -23,10 +23,10 @@ __all__ = ["Tuned", "Tuner", "best_batch", "candidates"]
 
 log = logging.getLogger(__name__)
 
-_NEAR = 0.95  # a smaller batch is as good as the best one from here on: in a larger one everybody waits longer
+_NEAR = 0.97  # a smaller batch is as good as the best one from here on: in a larger one everybody waits longer
 _CROSSING_S = 0.0003  # what a batch costs besides the engine: two processes, some system calls
 _LARGEST = 256
-_BUDGET_MS = 1500
+_BUDGET_MS = 4000
 _IDLE_S = 1.0
 _LOOK_S = 0.25
 _TRIES = 20

@@ -70,8 +70,7 @@ _HARDLY = 1.3  # times as long: so little it may bring, for it is worth less whe
 _NICE = 10
 BEAT_S = 0.5
 _WORK = (RunTensors, RunRaw, Tune)
-_MOST_RUNS = 15
-_ENOUGH_S = 0.08  # of runs of one batch, to take their median
+_MOST_TURNS = 15  # of all batches that are compared
 
 
 @dataclass(slots=True)
@@ -178,26 +177,23 @@ class Worker:
         return {spec.name: np.zeros(shape(spec.shape), DTYPES[spec.dtype]) for spec in self._runner.interface.inputs}
 
     def measure(self, message: Tune, *, wanted: Callable[[], bool]) -> Measured:
-        """Time batches of golden inputs, until the time is over or the worker is wanted for something else."""
+        """Time batches of golden inputs in turns, until the time is over or the worker is wanted for something else."""
+        # Of one thread the processor's time counts: other programs on its core do not make a batch a bad one.
+        clock = time.process_time if self.threads == 1 else time.perf_counter
         until_s = time.perf_counter() + message.budget_ms / 1000
-        took: dict[int, int] = {}
-        whole = True
-        for rows in message.rows:
-            inputs, times = self._sample(rows), []
-            for _ in range(_MOST_RUNS):
-                if wanted():
-                    whole = False
+        took: dict[int, float] = {}
+        whole, next_s = True, 0.0
+        for turn in range(_MOST_TURNS):
+            for rows in message.rows if turn == 0 else tuple(took):
+                whole = whole and not wanted()
+                if not whole or time.perf_counter() + took.get(rows, next_s) > until_s:
                     break
-                started = time.perf_counter()
+                inputs = self._sample(rows)
+                started = clock()
                 self._runner.run(inputs)
-                times.append(time.perf_counter() - started)
-                if time.perf_counter() + times[-1] > until_s or sum(times) > _ENOUGH_S:
-                    break
-            if times:
-                took[rows] = max(1, int(min(times) * 1e6))  # other programs can only make it longer
-            if not whole or time.perf_counter() + 2 * max(times) > until_s:  # the next is about twice as large
-                break
-        return Measured(tuple(took), tuple(took.values()), whole)
+                seconds = clock() - started
+                took[rows], next_s = min(seconds, took.get(rows, seconds)), 2 * seconds  # of twice as many rows
+        return Measured(tuple(took), tuple(max(1, int(seconds * 1e6)) for seconds in took.values()), whole)
 
     def prepare(self, message: RunTensors | RunRaw, payload: memoryview) -> _Prepared:
         """Turn a message into inputs for the engine."""
