@@ -13,6 +13,7 @@ from lightship.serve.run import connections_within
 def test_connections_leave_files_for_the_server_itself(files, connections):
     """For models, the registry and the control plane, and for a burst that is yet to be sent away."""
     assert connections_within(files) == connections
+    assert connections_within(files, more_workers=7) == max(1, connections - 42)
 
 
 def test_a_server_opens_as_many_files_as_it_may(home, launch):

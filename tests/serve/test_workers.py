@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -219,6 +221,80 @@ async def test_a_second_worker_goes_on_while_the_first_is_replaced(traps):
     assert second in pids
     assert first not in pids
     assert deaths == 1
+
+
+async def test_what_two_workers_that_die_together_had_is_no_poison(traps):
+    """The request of the first is sent to the second, which is dead too: that was no second try."""
+    async with serving(traps, "digits", workers=2, depth=1) as server, client_of(server) as client:
+        (model,) = server.models
+        pids = model.worker_pids
+        os.kill(pids[0], signal.SIGSTOP)
+        asked = asyncio.ensure_future(client.post("/predict/digits", content=png_of(3)))
+        await until(lambda: model.running == 1)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        answer = await asked
+        await until(lambda: len(model.worker_pids) == 2)
+        deaths, quarantined = model.deaths, model.quarantined
+
+    assert answer.status_code == 200
+    assert (deaths, quarantined) == (2, 0)
+
+
+async def test_a_model_is_ready_when_all_of_its_workers_are(traps):
+    """Else whoever waits for it would send requests to a server that may still fail to start."""
+    server = Server([read_source(traps, "digits")], ServerOptions(port=0, clocks=QUICK, workers=2))
+    starting = asyncio.ensure_future(server.__aenter__())
+    seen = set()
+    while not starting.done():
+        await asyncio.sleep(0.002)
+        seen |= {(model.ready, len(model.worker_descriptors)) for model in server.models}
+    (model,) = server.models
+    at_last = model.ready
+    await server.__aexit__(None, None, None)
+
+    assert (False, 1) in seen
+    assert (True, 1) not in seen
+    assert at_last
+
+
+async def test_a_model_that_is_closed_while_it_is_measured_is_not_waited_for(traps):
+    """Or no other model would ever be measured."""
+    async with serving(traps, "digits", tune=False) as server:
+        (model,) = server.models
+        os.kill(model.worker_pids[0], signal.SIGSTOP)
+        measuring = asyncio.ensure_future(model.measure((1, 2, 4, 8), budget_ms=20_000))
+        await asyncio.sleep(0.05)
+        await model.close()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await measuring is None
+
+
+async def test_requests_that_come_in_one_turn_are_counted_before_they_are_read(traps):
+    """JSON is read when all have come: a full queue refuses the others by their heads all the same."""
+    body = json.dumps(
+        {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 28, 28], "data": [0.5] * 784}]}
+    ).encode()
+    head = b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    options = ServerOptions(port=0, clocks=QUICK, limits=Limits(queue_requests=3), depth=1)
+    async with Server([read_source(traps, "digits")], options) as server:
+        (model,) = server.models
+        read: list[int] = []
+        os.kill(model.worker_pids[0], signal.SIGSTOP)
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(20)]
+            await until(lambda: len(server.front.connections) == 20)
+            for sock in socks:
+                sock.sendall(head + body)  # nobody else has a turn between these
+            await until(lambda: model.figures.refused >= 16)
+            read.append(model.waiting + model.running)
+            os.kill(model.worker_pids[0], signal.SIGCONT)
+            await until(lambda: model.waiting + model.running == 0)
+        refused, coming = model.figures.refused, model.coming
+
+    assert read == [20 - refused]
+    assert read[0] <= 4
+    assert coming == 0
 
 
 async def test_a_poison_is_found_by_several_workers(traps):

@@ -225,11 +225,6 @@ class _Work:
             self._words.append("nothing that was tried is shown to be better than the reference")
         if chosen is None:
             return self._kept(found, judgement)
-        if chosen.runs_alone:
-            self._words.append(
-                f"a server runs the rows of {chosen.candidate.name} one at a time, so the throughput that it has in "
-                "batches is not had there"
-            )
         evidence = self._evidence(gate, found, judgement, chosen, about)
         task = self._parent.manifest.task
         if self._asked.calm:
@@ -237,6 +232,11 @@ class _Work:
             self._words += [each.summary for each in evidence if each.check == "calibration"]
             if chosen.candidate.name == REFERENCE and task.digest == self._parent.manifest.task.digest:
                 return self._kept(found, judgement)
+        if chosen.runs_alone:
+            self._words.append(
+                f"a server runs the rows of {chosen.candidate.name} one at a time, so the throughput that it has in "
+                "batches is not had there"
+            )
         passed = self._passed(gate, judgement, evidence, chosen, found, task)
         self._progress.start("Build and sign the bundle")
         registered, listed, signer = release_variant(

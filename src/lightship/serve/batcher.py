@@ -84,13 +84,17 @@ class Batcher(Generic[AnyItem]):
         """Bytes of input that wait."""
         return self._bytes
 
-    def refuse_if_full(self, size_bytes: int = 0) -> None:
+    def refuse_if_full(self, size_bytes: int = 0, *, coming: int = 0) -> None:
         """Raise what ``add`` would raise for an item of this size; to be asked before a body is read.
+
+        Args:
+            size_bytes: of its inputs.
+            coming: items that were let in before it and are not added yet.
 
         Raises:
             Overloaded: the queue is full.
         """
-        waiting, bounds = self._items, self.bounds
+        waiting, bounds = self._items + coming, self.bounds
         if waiting >= bounds.queue_items:
             raise Overloaded(f"The queue of this model is full: {bounds.queue_items} requests wait. Try again later.")
         if waiting and self._bytes + size_bytes > bounds.queue_bytes:

@@ -55,6 +55,7 @@ __all__ = ["Answer", "ServedModel", "State", "Told", "Work"]
 log = logging.getLogger(__name__)
 
 _DEFAULT_BATCH = 32  # until it is measured
+_SETTLE_S = 0.05  # after a death: what killed one worker from outside may have killed others, which is told soon
 
 
 class Tuned(Protocol):
@@ -121,7 +122,8 @@ class ServedModel:
         )
         # With a second core the next batch crosses, and is encoded, while the last one runs.
         self._depth = depth or min(2, usable_cores())
-        self._closed = False
+        self._started = self._closed = False
+        self.coming = 0  # requests that were let in and are not read yet
         self._suspects: set[Work] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
         self._poisoners = Poisoners()
@@ -146,22 +148,20 @@ class ServedModel:
             LightshipError: it cannot load the graph, or died.
         """
         self._loop = asyncio.get_running_loop()
+        first, *others = self._replicas
         try:
-            await self._start_all(worker, background=background)
+            await first.life.start(worker, background=background)
         except LightshipError as exc:
             if self.source.fallback is None:
                 raise
             await self._fall_back(self.source.fallback, exc, background=background)
-
-    async def _start_all(self, worker: WorkerProcess | None = None, *, background: bool) -> None:
-        first, *others = self._replicas
-        await first.life.start(worker, background=background)
         try:
             for replica in others:  # one after the other: each takes the cores, and memory, to load
                 await replica.life.start(background=background)
         except BaseException:
             await asyncio.gather(*(replica.close() for replica in self._replicas))
             raise
+        self._started = True
 
     async def _fall_back(self, read: Callable[[], ModelSource], why: LightshipError, *, background: bool) -> None:
         """Let the bundle's reference answer, because the variant that it proposes does not work on this machine."""
@@ -173,7 +173,7 @@ class ServedModel:
         )
         reference = await asyncio.to_thread(read)
         self._set_source(dataclasses.replace(reference, instead_of=(proposed, str(why))))
-        await self._start_all(background=background)
+        await self._replicas[0].life.start(background=background)
 
     def _set_source(self, source: ModelSource) -> None:
         self.source = source
@@ -195,9 +195,11 @@ class ServedModel:
 
     @property
     def state(self) -> State:
-        """Where it is in its life: it is ready while one of its workers is."""
+        """Where it is in its life: once all of its workers have started, it is ready while one of them is."""
         states = [replica.life.state for replica in self._replicas]
-        return State.READY if State.READY in states else states[0]
+        if State.READY in states:
+            return State.READY if self._started else State.STARTING
+        return states[0]
 
     @property
     def ready(self) -> bool:
@@ -232,8 +234,8 @@ class ServedModel:
 
     @property
     def memory_limit_bytes(self) -> int:
-        """What each of its workers may hold; 0 is no limit."""
-        return self._replicas[0].life.memory_limit_bytes
+        """What its workers may hold together; 0 is no limit."""
+        return sum(replica.life.memory_limit_bytes for replica in self._replicas)
 
     @property
     def memory_bytes(self) -> int:
@@ -273,8 +275,8 @@ class ServedModel:
                 work.finish(None, LightshipError(message))
             elif not self._of_poisoner(work):
                 self._try_alone(work)
-        if self._suspects:
-            self._pump()  # another worker may be free for them
+        if self._suspects and len(self._replicas) > 1:
+            self._loop.call_later(_SETTLE_S, self._pump)  # another worker may be free for them
         return found
 
     def _poison_found(self, work: Work) -> None:
@@ -298,12 +300,17 @@ class ServedModel:
 
     def _try_alone(self, work: Work) -> None:
         work.alone = True
+        if self._wait_again(work):
+            self._suspects.add(work)
+
+    def _wait_again(self, work: Work) -> bool:
         try:
             self._batcher.add(work, self._loop.time(), admitted=True)
-        except DeadlineExceeded as exc:
+        except LightshipError as exc:
+            self._suspects.discard(work)
             work.finish(None, exc)
-        else:
-            self._suspects.add(work)
+            return False
+        return True
 
     def use_tuned(self, tuned: Tuned) -> None:
         """Run batches of at most so many rows, and never more than the release was proven for."""
@@ -387,7 +394,7 @@ class ServedModel:
         try:
             if self._poisoners and key is not None:
                 self._poisoners.refuse(key.id, self._loop.time())
-            self._batcher.refuse_if_full(size_bytes)
+            self._batcher.refuse_if_full(size_bytes, coming=self.coming)
         except Overloaded:
             self.figures.refused += 1
             if self._rest is not None and self.sated:
@@ -488,7 +495,10 @@ class ServedModel:
         self._set_timer()
 
     def _send(self, replica: Replica, items: list[Work], now: float) -> None:
-        if replica.send(items, now):
+        if not replica.send(items, now):
+            for item in items:
+                self._wait_again(item)
+        else:
             self.figures.sent(rows=sum([item.rows for item in items]))
             self.figures.queued([now - item.submitted_s for item in items])
 

@@ -62,8 +62,13 @@ class Replica:
 
     async def close(self) -> None:
         """End the worker."""
-        self.worker = None
+        self._gone()
         await self.life.close()
+
+    def _gone(self) -> None:
+        self.worker = None
+        if self._measured is not None and not self._measured.done():
+            self._measured.set_result(None)
 
     # What its supervisor tells
 
@@ -74,9 +79,7 @@ class Replica:
 
     def worker_down(self) -> bool:
         """The worker is no more; return whether one input is known to be what killed it."""
-        self.worker = None
-        if self._measured is not None and not self._measured.done():
-            self._measured.set_result(None)
+        self._gone()
         batches, self.running = list(self.running.values()), {}
         return self._owner.replica_down(batches)
 
@@ -101,7 +104,7 @@ class Replica:
     # Batches
 
     def send(self, items: list[Work], now: float) -> bool:
-        """Send a batch to its worker, which there is; return whether it took it. If not, it dies with its batches."""
+        """Send a batch to its worker, which there is; return whether it took it. If not, the worker has just died."""
         self._batches += 1
         batch = Batch(self._batches, items, now)
         self.running[batch.number] = batch
@@ -109,6 +112,8 @@ class Replica:
             self.worker.send(*batch_message(batch.number, items))  # type: ignore[union-attr]  # as asked for
         except OSError as exc:
             log.error("the worker of %s does not take a batch: %s", self._title, exc)
+            del self.running[batch.number]  # it is not what the worker died of
+            self.worker = None
             self.life.lost()
             return False
         return True

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _FORCED_S = 0.9
 _OWN_FILES = 96  # models, registry, control plane
+_WORKER_FILES = 6  # sockets and memory of a worker, and of the one that replaces it
 _BURST = 8  # one in so many: for connections that are taken before others have been sent away
 
 
@@ -48,7 +49,7 @@ def run_server(
         LightshipError: a name, a port, a graph.
     """
     _prepare_process(options)
-    options = _within_files(options)
+    options = _within_files(options, len(references))
     try:
         sources = [read_source(home, reference) for reference in dict.fromkeys(references)]
     except BaseException:
@@ -126,14 +127,14 @@ def _prepare_process(options: ServerOptions) -> None:
         log.warning("listening on %s without TLS: nobody must reach it but what encrypts in front of it", options.host)
 
 
-def _within_files(options: ServerOptions) -> ServerOptions:
+def _within_files(options: ServerOptions, models: int) -> ServerOptions:
     """Return the options with as many connections as there can be files, of which a process may have a few only.
 
     Without a file the registry cannot be read, no worker started and no health asked for.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    room = connections_within(most)
+    room = connections_within(most, more_workers=models * (options.workers - 1))
     if most == resource.RLIM_INFINITY or options.limits.connections <= room:
         return options
     log.warning(
@@ -145,6 +146,6 @@ def _within_files(options: ServerOptions) -> ServerOptions:
     return replace(options, limits=replace(options.limits, connections=room), backlog=backlog)
 
 
-def connections_within(files: int) -> int:
-    """Return how many connections leave room for the server's own files."""
-    return max(1, files - files // _BURST - _OWN_FILES)
+def connections_within(files: int, *, more_workers: int = 0) -> int:
+    """Return how many connections leave room for the server's own files; ``more_workers``: than one a model."""
+    return max(1, files - files // _BURST - _OWN_FILES - _WORKER_FILES * more_workers)

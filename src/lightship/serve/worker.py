@@ -184,6 +184,8 @@ class Worker:
         took: dict[int, float] = {}
         whole, next_s = True, 0.0
         for turn in range(_MOST_TURNS):
+            if not whole or time.perf_counter() + sum(took.values()) > until_s:
+                break  # a part of a turn would look at small batches more often
             for rows in message.rows if turn == 0 else tuple(took):
                 whole = whole and not wanted()
                 if not whole or time.perf_counter() + took.get(rows, next_s) > until_s:

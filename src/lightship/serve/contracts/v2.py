@@ -29,6 +29,7 @@ from lightship.version import __version__
 __all__ = ["V2"]
 
 _INFER = frozenset({Role.INFER})
+_TOGETHER_BYTES = 1 << 20  # of texts that are read in one go: their numbers are held until the last is read
 
 
 class V2:
@@ -44,6 +45,7 @@ class V2:
         self._models: tuple[ServedModel, ...] = ()
         self._doors: dict[str, _Door] = {}  # by path, while these models are served
         self._texts: list[Exchange] = []  # requests in JSON that came in this turn of the loop
+        self._texts_bytes = 0
 
     def routes(self) -> Sequence[Route]:
         """Return the routes of V2."""
@@ -110,12 +112,16 @@ class V2:
         return door
 
     def _infer(self, exchange: Exchange) -> None:
-        if is_text(exchange.head.headers):
-            if not self._texts:
-                asyncio.get_running_loop().call_soon(self._read_texts)
-            self._texts.append(exchange)
-        else:
+        if not is_text(exchange.head.headers):
             self._submit(exchange, self._read(exchange))
+            return
+        if not self._texts:
+            asyncio.get_running_loop().call_soon(self._read_texts)
+        self._texts.append(exchange)
+        self._texts_bytes += len(exchange.body)
+        exchange.admitted.view.model.coming += 1
+        if self._texts_bytes > _TOGETHER_BYTES:
+            self._read_texts()
 
     def _read_texts(self) -> None:
         """Read all texts that came in one turn of the loop, one after the other, and then queue them.
@@ -123,7 +129,10 @@ class V2:
         The parser of numbers and the interpreter take the first-level caches from each other; so they pay for it once
         a turn, not once a request.
         """
-        texts, self._texts = [each for each in self._texts if not each.gone], []
+        texts, self._texts, self._texts_bytes = self._texts, [], 0
+        for each in texts:
+            each.admitted.view.model.coming -= 1
+        texts = [each for each in texts if not each.gone]
         for exchange, request in [(each, each.attempt(self._read, each)) for each in texts]:
             if request is not None:
                 exchange.attempt(self._submit, exchange, request)
