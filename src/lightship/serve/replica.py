@@ -104,12 +104,15 @@ class Replica:
     # Batches
 
     def send(self, items: list[Work], now: float) -> bool:
-        """Send a batch to its worker, which there is; return whether it took it. If not, the worker has just died."""
+        """Send a batch to its worker; return whether there is one and it took it. If not, the batch has not run."""
+        worker = self.worker
+        if worker is None:
+            return False
         self._batches += 1
         batch = Batch(self._batches, items, now)
         self.running[batch.number] = batch
         try:
-            self.worker.send(*batch_message(batch.number, items))  # type: ignore[union-attr]  # as asked for
+            worker.send(*batch_message(batch.number, items))
         except OSError as exc:
             log.error("the worker of %s does not take a batch: %s", self._title, exc)
             del self.running[batch.number]  # it is not what the worker died of
