@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from lightship.engine.tuning import Tuned, read_tuned, tuning_path, write_tuned
+from lightship.engine.tuning import read_rates, tuning_path, write_rates
 
 BUNDLE = "sha256:" + "ab" * 32
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    """Rates are kept to a tenth."""
+    """Rates are kept to a tenth, and slow ones are not lost."""
     path = tuning_path(tmp_path, bundle=BUNDLE, variant="int8", machine="c" * 64, threads=2)
-    write_tuned(path, Tuned(8, {1: 10.04, 8: 50.0}))
+    write_rates(path, {1: 10.04, 8: 50.0, 16: 0.004})
 
-    assert read_tuned(path) == Tuned(8, {1: 10.0, 8: 50.0})
+    assert read_rates(path) == {1: 10.0, 8: 50.0, 16: 0.004}
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,17 @@ def test_it_holds_for_nothing_else(tmp_path, other):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"batch_rows": 0, "rows_per_s": {}}', '{"batch_rows": 2}', "\xff"],
-    ids=["empty", "list", "zero", "half", "bytes"],
+    "text",
+    [
+        *("", "[]", '{"rows_per_s": {}}', '{"rows_per_s": {"0": 1.0}}', '{"rows_per_s": {"1": 0.0}}'),
+        *('{"rows_per_s": {"1": 1' + 400 * "0" + "}}", '{"rows_per_s": {"1' + 400 * "0" + '": 1.0}}', 100_000 * "["),
+        *('{"rows_per_s": {"1": NaN, "2": 3.0}}', '{"rows_per_s": {"1": Infinity}}', '{"other": 2}', "\xff"),
+    ],
+    ids=["empty", "list", "none", "no rows", "never", "huge", "rows", "deep", "nan", "infinite", "other", "bytes"],
 )  # fmt: skip
 def test_a_file_that_says_nothing_is_as_if_it_were_not_there(tmp_path, text):
     """Measuring again costs little."""
     (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
 
-    assert read_tuned(tmp_path / "x.json") is None
-    assert read_tuned(tmp_path / "nothing.json") is None
+    assert read_rates(tmp_path / "x.json") is None
+    assert read_rates(tmp_path / "nothing.json") is None

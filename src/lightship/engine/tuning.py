@@ -1,4 +1,4 @@
-"""What was measured of a variant on this machine: the batch at which it answers most rows a second.
+"""What was measured of a variant on this machine: how many rows a second it answers in batches of each size.
 
 Such figures hold for one machine, so they lie in the home beside the registry and never in a bundle. The name of a file
 says what it holds for: bundle, variant, machine with its libraries, threads. A search writes them, a server reads them
@@ -8,26 +8,15 @@ and measures what it does not find.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from lightship.data.files import write_atomic
 
-__all__ = ["Tuned", "read_tuned", "tuning_path", "write_tuned"]
+__all__ = ["read_rates", "tuning_path", "write_rates"]
 
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What was measured.
-
-    Attributes:
-        batch_rows: rows to run at most in one batch.
-        rows_per_s: by batch.
-    """
-
-    batch_rows: int
-    rows_per_s: Mapping[int, float]
+_MOST_ROWS = 1 << 20  # no batch has more
 
 
 def tuning_path(folder: Path, *, bundle: str, variant: str, machine: str, threads: int) -> Path:
@@ -43,21 +32,21 @@ def tuning_path(folder: Path, *, bundle: str, variant: str, machine: str, thread
     return folder / f"{bundle.removeprefix('sha256:')[:32]}-{variant}-{machine[:32]}-t{threads}.json"
 
 
-def read_tuned(path: Path) -> Tuned | None:
-    """Return what was measured, or None: not yet, or not by this program. Measuring again costs little."""
+def read_rates(path: Path) -> dict[int, float] | None:
+    """Return rows a second by batch, or None where there is nothing of use. Measuring again costs little."""
     try:
         said = json.loads(path.read_bytes())
-        tuned = Tuned(int(said["batch_rows"]), {int(rows): float(rate) for rows, rate in said["rows_per_s"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        rates = {int(rows): float(rate) for rows, rate in said["rows_per_s"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
-    return tuned if tuned.batch_rows >= 1 else None
+    fine = all(1 <= rows <= _MOST_ROWS and 0 < rate < math.inf for rows, rate in rates.items())
+    return rates if rates and fine else None
 
 
-def write_tuned(path: Path, tuned: Tuned) -> None:
-    """Keep what was measured.
+def write_rates(path: Path, rows_per_s: Mapping[int, float]) -> None:
+    """Keep what was measured, rows a second by batch.
 
     Raises:
         OSError: it cannot be written there.
     """
-    said = {"batch_rows": tuned.batch_rows, "rows_per_s": {str(k): round(v, 1) for k, v in tuned.rows_per_s.items()}}
-    write_atomic(path, json.dumps(said).encode())
+    write_atomic(path, json.dumps({"rows_per_s": {str(k): round(v, 1) or v for k, v in rows_per_s.items()}}).encode())

@@ -23,7 +23,7 @@ from lightship.data.home import Home
 from lightship.data.parts import PARTS
 from lightship.engine.machine import fingerprint, usable_cores
 from lightship.engine.runner import Runner
-from lightship.engine.tuning import Tuned, tuning_path, write_tuned
+from lightship.engine.tuning import tuning_path, write_rates
 from lightship.errors import InvalidInput
 from lightship.optimize.candidate import Candidate
 from lightship.optimize.objective import Objective
@@ -529,7 +529,7 @@ class _Work:
             machine=str(fingerprint()["digest"]),
             threads=self._threads,  # the most that were tried, as a server names the file
         )
-        write_tuned(path, Tuned(found.batch, {found.batch: found.rows_per_s}))
+        write_rates(path, {found.batch: found.rows_per_s})
 
     @property
     def _report(self) -> Path:

@@ -181,8 +181,8 @@ def _state(model: ServedModel) -> dict[str, Any]:
         "largest_batch": model.source.batch_rows or 1,
         "batch": model.batch_rows,
         "tuning": None
-        if model.tuned is None
-        else {"rows_per_s": {str(rows): round(rate, 1) for rows, rate in model.tuned.rows_per_s.items()}},
+        if model.rows_per_s is None
+        else {"rows_per_s": {str(rows): round(rate, 1) for rows, rate in model.rows_per_s.items()}},
         "threads": model.threads,
         "memory_bytes": model.memory_bytes,
         "memory_limit_bytes": model.memory_limit_bytes or None,

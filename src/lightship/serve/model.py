@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from lightship.engine.machine import usable_cores
 from lightship.errors import (
@@ -56,18 +55,6 @@ log = logging.getLogger(__name__)
 
 _DEFAULT_BATCH = 32  # until it is measured
 _SETTLE_S = 0.05  # after a death: what killed one worker from outside may have killed others, which is told soon
-
-
-class Tuned(Protocol):
-    """What was measured of a model: rows a second by batch, and the batch that is worth it."""
-
-    @property
-    def batch_rows(self) -> int:
-        """The batch."""
-
-    @property
-    def rows_per_s(self) -> Mapping[int, float]:
-        """The rates."""
 
 
 class ServedModel:
@@ -127,7 +114,7 @@ class ServedModel:
         self._suspects: set[Work] = set()  # what was in a worker that died, until it has run alone
         self._quarantine = Quarantine()
         self._poisoners = Poisoners()
-        self.tuned: Tuned | None = None
+        self.rows_per_s: Mapping[int, float] | None = None  # by batch, once it is measured
         self._pump_soon = False
         self._collected = -1  # how many waited in the last turn of the loop
         self._timer: asyncio.TimerHandle | None = None
@@ -312,10 +299,10 @@ class ServedModel:
             return False
         return True
 
-    def use_tuned(self, tuned: Tuned) -> None:
-        """Run batches of at most so many rows, and never more than the release was proven for."""
-        self.tuned = tuned
-        rows = max(1, min(tuned.batch_rows, self.source.batch_rows))
+    def use_tuned(self, batch_rows: int, rows_per_s: Mapping[int, float]) -> None:
+        """Run batches of at most so many rows, as was measured, and never more than the release was proven for."""
+        self.rows_per_s = rows_per_s
+        rows = max(1, min(batch_rows, self.source.batch_rows))
         self._batcher.bounds = dataclasses.replace(self._batcher.bounds, batch_rows=rows)
 
     async def measure(self, rows: Sequence[int], *, budget_ms: int) -> dict[int, float] | None:

@@ -15,16 +15,17 @@ import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 
-from lightship.engine.machine import fingerprint
-from lightship.engine.tuning import Tuned, read_tuned, tuning_path, write_tuned
+from lightship.engine.machine import fingerprint, usable_cores
+from lightship.engine.tuning import read_rates, tuning_path, write_rates
 from lightship.serve.model import ServedModel, State
 
-__all__ = ["Tuned", "Tuner", "best_batch", "candidates"]
+__all__ = ["Tuner", "best_batch", "candidates"]
 
 log = logging.getLogger(__name__)
 
 _NEAR = 0.97  # a smaller batch is as good as the best one from here on: in a larger one everybody waits longer
 _CROSSING_S = 0.0003  # what a batch costs besides the engine: two processes, some system calls
+_SHARED_CROSSING_S = 0.002  # on one core also: the server's turn, and then the engine finds its caches empty
 _LARGEST = 256
 _BUDGET_MS = 4000
 _IDLE_S = 1.0
@@ -39,15 +40,22 @@ def candidates(proven_rows: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, most}))
 
 
-def best_batch(rows_per_s: Mapping[int, float]) -> int:
+def best_batch(rows_per_s: Mapping[int, float], *, cores: int) -> int:
     """Return the batch to run at most: the smallest that is near the best, counted with what each batch costs besides.
 
-    >>> best_batch({1: 100.0, 2: 180.0, 4: 181.0, 8: 150.0})
+    Args:
+        rows_per_s: what the engine alone answers, by batch.
+        cores: what the server and its workers have together.
+
+    >>> best_batch({1: 100.0, 2: 180.0, 4: 181.0, 8: 150.0}, cores=2)
     2
-    >>> best_batch({1: 16_000.0, 4: 32_000.0, 32: 36_000.0, 64: 35_000.0})  # small rows: crossing is dear
+    >>> best_batch({1: 16_000.0, 4: 32_000.0, 32: 36_000.0, 64: 35_000.0}, cores=2)  # small rows: crossing is dear
     64
+    >>> best_batch({1: 500.0, 2: 500.0, 4: 500.0, 32: 500.0, 64: 500.0}, cores=1)  # dearer on one core
+    32
     """
-    rates = {rows: rows / (rows / rate + _CROSSING_S) for rows, rate in rows_per_s.items()}
+    crossing_s = _SHARED_CROSSING_S if cores == 1 else _CROSSING_S
+    rates = {rows: rows / (rows / rate + crossing_s) for rows, rate in rows_per_s.items()}
     return min(rows for rows, rate in rates.items() if rate >= _NEAR * max(rates.values()))
 
 
@@ -88,10 +96,11 @@ class Tuner:
 
     async def _look_up(self, model: ServedModel) -> None:
         path = await asyncio.to_thread(self._path, model)
-        known = None if self._again else await asyncio.to_thread(read_tuned, path)
+        known = None if self._again else await asyncio.to_thread(read_rates, path)
         if known is not None:
-            model.use_tuned(known)
-            return
+            self._use(model, known)
+            if len(known) > 1:  # one rate alone is a search's: the batch that it found best, without a server around it
+                return
         self._waiting = [entry for entry in self._waiting if entry[0]() is not None]
         self._waiting.append((weakref.ref(model), _TRIES))
         if not self._measuring:
@@ -113,11 +122,13 @@ class Tuner:
         rates = await model.measure(candidates(model.source.batch_rows), budget_ms=_BUDGET_MS)
         if rates is None:
             return False
-        tuned = Tuned(best_batch(rates), rates)
-        model.use_tuned(tuned)
-        log.info("%s:%s runs batches of up to %d rows: measured", model.name, model.version, tuned.batch_rows)
-        await asyncio.to_thread(_write, self._path(model), tuned)
+        self._use(model, rates)
+        log.info("%s:%s runs batches of up to %d rows: measured", model.name, model.version, model.batch_rows)
+        await asyncio.to_thread(_write, self._path(model), rates)
         return True
+
+    def _use(self, model: ServedModel, rates: Mapping[int, float]) -> None:
+        model.use_tuned(best_batch(rates, cores=usable_cores()), rates)
 
     async def _wait_until_idle(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,8 +150,8 @@ class Tuner:
         )
 
 
-def _write(path: Path, tuned: Tuned) -> None:
+def _write(path: Path, rates: Mapping[int, float]) -> None:
     try:
-        write_tuned(path, tuned)
+        write_rates(path, rates)
     except OSError as exc:
         log.warning("what was measured cannot be kept: %s", exc.strerror)
