@@ -9,6 +9,7 @@
     │   ├── UnsupportedMedia        a media type that the task does not take
     │   └── TooLarge                over a limit; the message names limit and setting
     ├── CannotRun                   an input that passes all checks and that the graph cannot compute
+    ├── RanTooLong                  a run took longer than its limit and was stopped
     ├── NotFound                    no model, version, alias, route or file of that name
     ├── Conflict                    the name or version is taken, or another process holds the lock
     ├── Unauthenticated             no key, or an unknown one
@@ -50,6 +51,7 @@ __all__ = [
     "NotFound",
     "OutOfMemory",
     "Overloaded",
+    "RanTooLong",
     "Refused",
     "Status",
     "TooLarge",
@@ -99,6 +101,10 @@ class CannotRun(LightshipError):
     Not an ``InvalidInput``: that is found before a graph runs, and who judges a graph lets it pass as the caller's own
     mistake, whereas this one tells against the graph. From a client both are the client's.
     """
+
+
+class RanTooLong(LightshipError):
+    """A run took longer than its limit and was stopped."""
 
 
 class NotFound(LightshipError):

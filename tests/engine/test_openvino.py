@@ -181,6 +181,21 @@ def test_a_reshape_to_a_fixed_size_is_refused_where_the_size_is_free(model):
         load(graph)
 
 
+@pytest.mark.parametrize(("size", "refused"), [(3, True), (4, False)], ids=["square", "oblong"])
+def test_a_square_weight_that_is_used_in_two_ways_is_refused(model, size, refused):
+    """Both products got the one that was packed first; an oblong one has another shape for each."""
+    weights = {"w": np.random.default_rng(1).normal(size=(size, 3)).astype(np.float32)}
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["h"], transB=1), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    graph = model(nodes, weights=weights, in_shape=(2, 3), out_shape=(2, 3))
+
+    if refused:
+        with pytest.raises(InvalidInput, match="take one square weight in two ways"):
+            load(graph)
+        return
+    x = np.float32([[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(load(graph).run({"x": x})["y"], x @ weights["w"].T @ weights["w"], rtol=1e-4)
+
+
 def test_a_loop_is_not_loaded_with_a_limit_that_could_not_be_kept(looping):
     """OpenVINO looks whether it should stop between operators, and a loop is one."""
     with pytest.raises(InvalidInput, match=r"Loop .* cannot be stopped"):

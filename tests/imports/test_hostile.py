@@ -21,6 +21,7 @@ from lightship.engine.onnx_audit import audit_onnx
 from lightship.engine.runner import load_runner
 from lightship.errors import InvalidInput, LightshipError, NotFound, Refused, UnsupportedMedia
 from lightship.imports.model_file import read_graph
+from lightship.imports.trial import try_graph
 from lightship.imports.trial_process import try_apart
 from lightship.imports.tried_graph import Bounds
 from lightship.types import Silent
@@ -495,6 +496,17 @@ def test_a_loop_without_an_end_is_stopped():
         try_apart(endless(), given=None, bounds=Bounds(), progress=Silent(), limit_s=4)
 
     assert time.monotonic() - started < 10
+
+
+def test_a_graph_that_runs_too_long_twice_is_not_tried_again(monkeypatch):
+    """Every size and style for a minute each would keep the import busy until its own limit ends it."""
+    monkeypatch.setattr("lightship.imports.tried_graph.MAX_RUN_S", 0.3)
+    runs = []
+
+    with pytest.raises(Refused, match=r"ran longer than 0\.3 s .* on 2 inputs of other values or sizes"):
+        try_graph(endless(), tell=lambda *said: runs.append(said))
+
+    assert runs == [("load", 0)]  # no run came to its end
 
 
 def test_the_trial_can_write_no_file(tmp_path):

@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from lightship.engine.onnx_wire import named_dims
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
-from lightship.errors import CannotRun, InvalidInput, InvalidTensor, LightshipError, OutOfMemory
+from lightship.errors import CannotRun, InvalidInput, InvalidTensor, LightshipError, OutOfMemory, RanTooLong
 from lightship.types import Dim, Interface, TensorSpec
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -145,7 +145,7 @@ class OnnxRuntimeEngine:
             except _ENGINE_ERRORS as exc:
                 if not run_options.terminate:
                     raise
-                raise LightshipError(
+                raise RanTooLong(
                     f"The graph ran longer than {self._limit_s:g} s on a batch of {_shapes(feeds)} and was stopped. "
                     "Look for a loop in it without an end or with too many rounds, or give a smaller graph."
                 ) from exc

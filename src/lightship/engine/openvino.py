@@ -20,7 +20,7 @@ from lightship.engine.onnx_wire import UNNAMED, interface_of, named_dims, operat
 from lightship.engine.openvino_graph import outside, refuse_operators, refuse_wrong, value_bounds
 from lightship.engine.openvino_library import load_openvino, signal_stack_kept
 from lightship.engine.runner import EngineOptions, check_inputs, check_outputs
-from lightship.errors import CannotRun, InvalidInput, LightshipError, OutOfMemory
+from lightship.errors import CannotRun, InvalidInput, LightshipError, OutOfMemory, RanTooLong
 from lightship.types import Dim, Interface, TensorSpec
 
 __all__ = ["OpenVinoEngine"]
@@ -135,7 +135,7 @@ class OpenVinoEngine:
             took_s = run.wait(self._limit_s)
         except RuntimeError as exc:
             if run.late:
-                raise LightshipError(
+                raise RanTooLong(
                     f"The graph ran longer than {self._limit_s:g} s on a batch of {_shapes(inputs)} and was stopped. "
                     "Look for a loop in it without an end or with too many rounds, or give a smaller graph."
                 ) from exc

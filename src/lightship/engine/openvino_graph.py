@@ -107,6 +107,7 @@ def refuse_wrong(model: Any, *, limited: bool = False) -> None:
         kind = node.get_type_name()
         if kind == "Constant":
             _check_constant(node)
+            _check_turned(node)
         elif kind == "Loop" and limited:
             raise _refusal(f"Loop ({_name(node)}) cannot be stopped, and it is to be run with a limit (`limit_s`)")
         elif kind == "Reshape":
@@ -174,6 +175,18 @@ def _check_constant(node: Any) -> None:
     for value in (int(node.data.min()), int(node.data.max())):
         if not _INT32.min <= value <= _INT32.max and value not in _ENDS:
             raise _refusal(f"constant {_name(node)} holds {value}; OpenVINO computes with integers of 32 bits")
+
+
+def _check_turned(node: Any) -> None:
+    """Refuse a square weight that one product takes as it is and another one turned: both would get the same packed."""
+    sizes = node.get_output_shape(0)
+    if len(sizes) < 2 or sizes[-1] != sizes[-2]:
+        return
+    takers = [each.get_node() for each in node.output(0).get_target_inputs() if each.get_index() == 1]
+    products = [taker for taker in takers if taker.get_type_name() == "MatMul"]
+    if len({bool(product.get_attributes()["transpose_b"]) for product in products}) > 1:
+        names = " and ".join(_name(product) for product in products[:2])
+        raise _refusal(f"the products {names} take one square weight in two ways; OpenVINO turns it for both or none")
 
 
 def _check_reshape(node: Any) -> None:

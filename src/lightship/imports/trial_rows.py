@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from lightship.engine.difference import largest_difference
-from lightship.errors import InvalidInput, InvalidTensor, LightshipError, OutOfMemory, Refused
+from lightship.errors import InvalidInput, InvalidTensor, LightshipError, OutOfMemory, RanTooLong, Refused
 from lightship.imports.drawn import STYLES
 from lightship.imports.tried_graph import TriedGraph, asks_for_memory, engine_says
 from lightship.tasks.task import Tensors
@@ -32,6 +32,7 @@ ROWS = 8
 FEW_ROWS = 3
 """Of a graph that is slow: every row runs some ten times."""
 _QUICK_CPU_S = 0.2
+_MOST_STOPPED = 2  # runs that took too long: sizes and values are not why
 _START = (8, 16, 32, 64, 128, 224, 4, 3, 2, 1, 256, 512)
 
 
@@ -41,10 +42,11 @@ def drawn_rows(tried: TriedGraph) -> list[Tensors]:
     Raises:
         InvalidInput: there are none.
         OutOfMemory: there are none, each time for want of memory.
+        Refused: it ran too long on the first of them.
     """
     others = [dim for dim in tried.free if not (tried.batched and dim in tried.first)]
     last: LightshipError | None = None
-    always_short = True
+    always_short, stopped = True, 0
     for sizes in _starts(tried, others):
         for style in STYLES:
             row = tried.draw(sizes, number=0, style=style)
@@ -53,6 +55,9 @@ def drawn_rows(tried: TriedGraph) -> list[Tensors]:
             except (InvalidInput, LightshipError) as exc:
                 last = exc
                 always_short &= asks_for_memory(exc)
+                stopped += isinstance(exc, RanTooLong)
+                if stopped >= _MOST_STOPPED:
+                    raise Refused(f"{exc} That was so on {stopped} inputs of other values or sizes.") from exc
                 continue
             tried.start, tried.style = sizes, style
             tried.observed.clear()
