@@ -19,7 +19,7 @@ from lightship.optimize.variant_pass import PassFailed, load_pass
 
 NAMES = (
     "fp16", "fused", "int4-weights", "int8-dynamic", "int8-dynamic-channel", "int8-dynamic-mixed", "int8-mixed",
-    "int8-static", "int8-static-entropy", "int8-static-percentile", "nncf-int8", "nncf-int8-weights",
+    "int8-products", "int8-static", "int8-static-entropy", "int8-static-percentile", "nncf-int8", "nncf-int8-weights",
 )  # fmt: skip
 NNCF = find_spec("nncf") is not None
 ENGINES = ("onnxruntime", "openvino") if find_spec("openvino") else ("onnxruntime",)
@@ -29,7 +29,7 @@ LEAST_COSINE = {"fp16": 0.9999, "int8-dynamic-mixed": 0.99, "int8-mixed": 0.99, 
 LEAST_COSINE |= {"int4-weights": 0.8, "int8-static-entropy": 0.9}  # few steps; a range that leaves out what is rare
 INT8_COSINE = 0.98
 # int8 hurts this model, which is what it is for: only these passes must answer nearly as it does.
-HARD = {"outliers": {"fp16", "fused", "int8-mixed", "nncf-int8"}}
+HARD = {"outliers": {"fp16", "fused", "int8-mixed", "int8-products", "nncf-int8"}}
 # What a pass rightly finds nothing to do on, of the models that can be treated.
 NOTHING = {
     "fused": {"residual", "audio", "lstm", "gru", "encoder"},

@@ -102,6 +102,7 @@ def quality_of(
         agreement=fidelity.agreement,
         cosine=fidelity.cosine,
         snr_db=fidelity.snr_db,
+        broken=fidelity.broken,
         loss=mean if mean is not None and math.isfinite(mean) else None,
     )
 

@@ -79,6 +79,7 @@ class Quality:
         agreement: share of rows with the reference's class.
         cosine: mean over rows, to the reference's answer.
         snr_db: power of the reference's answers over that of the difference, in decibels.
+        broken: share of rows that are broken, see ``validate.fidelity``.
     """
 
     rows: int
@@ -87,6 +88,7 @@ class Quality:
     agreement: Interval | None = None
     cosine: Interval | None = None
     snr_db: Interval | None = None
+    broken: Interval | None = None
     loss: float | None = None
 
     def to_json(self) -> dict[str, Json]:
@@ -102,13 +104,17 @@ class Quality:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Quality:
         """Return the quality that ``to_json`` wrote."""
-        intervals = {
-            name: Interval(**found[name]) if found[name] else None for name in ("agreement", "cosine", "snr_db")
-        }
+        names = ("agreement", "cosine", "snr_db", "broken")
+        intervals = {name: Interval(**found[name]) if found.get(name) else None for name in names}
         return cls(found["rows"], found["nonfinite_rows"], found["correct"], **intervals, loss=found["loss"])
 
     def _intervals(self) -> tuple[tuple[str, Interval | None], ...]:
-        return (("agreement", self.agreement), ("cosine", self.cosine), ("snr_db", self.snr_db))
+        return (
+            ("agreement", self.agreement),
+            ("cosine", self.cosine),
+            ("snr_db", self.snr_db),
+            ("broken", self.broken),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ are nodes, operator sets from before per-channel scales. What none of them can t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
-    "flatten_biases",
+    "PRODUCTS",
     "graphs_inside",
     "name_nodes",
+    "own_weights",
     "parse",
     "ready_to_quantize",
     "serialize",
@@ -29,6 +31,10 @@ __all__ = [
     "weights",
 ]
 
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+"""Operators that spend a graph's time, and that engines have fast in int8."""
+_BIAS = 2  # the input of a product that is added to its columns
+_OTHER = "other"  # a use of a weight that is no product
 LEAST_OPSET = 13
 """The first operator set whose scales may be one per channel."""
 _MOST_BYTES = (1 << 31) - 1
@@ -222,31 +228,99 @@ def name_nodes(model: onnx.ModelProto) -> None:
         node.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
 
 
-def flatten_biases(model: onnx.ModelProto) -> None:
-    """Give each product (Gemm) its bias as one number a column, as quantizers take it: others broadcast to that."""
-    from onnx import helper, numpy_helper
+def own_weights(model: onnx.ModelProto) -> None:
+    """Give each product weights and a bias as quantizers take them: its own, and of a bias one number a column.
 
+    ONNX Runtime's quantizers call copies of a shared bias by names that may be taken, turn a weight that two products
+    hold in two ways in place, and forget the factor of a Gemm's bias.
+    """
+    names = _Names(model)
+    _unshare(model, names)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type != "Gemm" or len(node.input) < 3 or node.input[1] not in tensors:
-            continue
-        bias = tensors.get(node.input[2])
-        columns = tensors[node.input[1]].dims[0 if _is_set(node, "transB") else 1]
-        if bias is None or list(bias.dims) == [columns]:
-            continue
-        values = numpy_helper.to_array(bias)
-        if values.shape[:-1] in ((), (1,)):
-            flat = np.ascontiguousarray(np.broadcast_to(values.reshape(-1), columns))
-            name = f"{node.name}/bias"
-            model.graph.initializer.append(numpy_helper.from_array(flat, name))
-            node.input[2] = name
-        elif not any(each.name == "beta" and each.f != 1 for each in node.attribute):  # one a row: an addition
-            added = helper.make_node("Add", [f"{node.output[0]}/product", bias.name], [node.output[0]])
-            added.name = f"{node.name}/add"
-            node.output[0] = added.input[0]
-            del node.input[2]
-            model.graph.node.append(added)
+        if node.op_type == "Gemm" and len(node.input) > 2 and node.input[1] in tensors:
+            bias = tensors.get(node.input[2])
+            columns = tensors[node.input[1]].dims[0 if _is_set(node, "transB") else 1]
+            if bias is not None:
+                _flatten(model, node, bias, columns, names)
     sort_nodes(model)
+
+
+def _flatten(model: onnx.ModelProto, node: onnx.NodeProto, bias: onnx.TensorProto, columns: int, names: _Names) -> None:
+    """Write a Gemm's bias, which is its own, as one number a column: others broadcast to that, or are an addition."""
+    from onnx import helper, numpy_helper
+
+    values = numpy_helper.to_array(bias)
+    for factor in [each for each in node.attribute if each.name == "beta"]:
+        values = np.asarray(values * np.asarray(factor.f, values.dtype))
+        node.attribute.remove(factor)
+    if values.shape[:-1] in ((), (1,)):
+        flat = np.ascontiguousarray(np.broadcast_to(values.reshape(-1), columns))
+        bias.CopyFrom(numpy_helper.from_array(flat, bias.name))
+        return
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))  # one a row
+    added = helper.make_node("Add", [names.free(f"{node.output[0]}/product"), bias.name], [node.output[0]])
+    added.name = f"{node.name}/add"
+    node.output[0] = added.input[0]
+    del node.input[2]
+    model.graph.node.append(added)
+
+
+def _unshare(model: onnx.ModelProto, names: _Names) -> None:
+    """Copy biases that are used twice, and weights that are used in two ways: by products and tables, or turned."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses: dict[str, list[Hashable]] = {}
+    for depth, graph in enumerate(graphs_inside(model.graph)):  # the first is the outermost, and the one that changes
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                if name in tensors:
+                    uses.setdefault(name, []).append(_way(node, index) if not depth else _OTHER)
+    kept = {name: _OTHER if _OTHER in ways else ways[0] for name, ways in uses.items()}
+    copies: dict[tuple[str, Hashable], str] = {}
+    for node in model.graph.node:
+        if node.op_type not in PRODUCTS:
+            continue
+        for index, name in enumerate(node.input):
+            way = _way(node, index)
+            if name not in tensors or kept[name] == way:
+                continue
+            if (name, way) not in copies:
+                copies[name, way] = names.free(f"{node.name}/{'bias' if index == _BIAS else 'weight'}")
+                own = model.graph.initializer.add()
+                own.CopyFrom(tensors[name])
+                own.name = copies[name, way]
+            node.input[index] = copies[name, way]
+
+
+def _way(node: onnx.NodeProto, index: int) -> Hashable:
+    """Return how a node uses a weight: products that use one in the same way may share it, biases are never shared."""
+    if node.op_type not in PRODUCTS:
+        return _OTHER
+    if index == _BIAS:
+        return node.name
+    return node.op_type, index, _is_set(node, "transA"), _is_set(node, "transB")
+
+
+class _Names:
+    """The names of all tensors of a model."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._taken = {
+            name
+            for graph in graphs_inside(model.graph)
+            for name in (
+                *(each.name for each in (*graph.initializer, *graph.input)),
+                *(output for node in graph.node for output in node.output),
+            )
+        }
+
+    def free(self, name: str) -> str:
+        """Return the name, or with a number the first that nobody has; it is taken from now on."""
+        chosen = next(
+            each for each in chain([name], (f"{name}#{number}" for number in count(2))) if each not in self._taken
+        )
+        self._taken.add(chosen)
+        return chosen
 
 
 def _is_set(node: onnx.NodeProto, name: str) -> bool:

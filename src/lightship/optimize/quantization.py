@@ -6,7 +6,7 @@ without a word (two neighbors of 255 x 127 are enough).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from lightship.optimize.calibration import Method, Range, activation_ranges, first_rows
 from lightship.optimize.cleanup import clean_up
 from lightship.optimize.isolation import undisturbed
-from lightship.optimize.onnx_model import flatten_biases, name_nodes, ready_to_quantize, serialize, sort_nodes
+from lightship.optimize.onnx_model import PRODUCTS, name_nodes, own_weights, ready_to_quantize, serialize, sort_nodes
 from lightship.optimize.qdq import float_where_int8_misleads
 from lightship.optimize.variant_pass import PassFailed
 
@@ -44,7 +44,7 @@ def quantize(
     model = ready_to_quantize(graph, name=name)
     if cleaned:
         model = _cleaned(model, name)
-    flatten_biases(model)
+    own_weights(model)
     before = model.SerializeToString(deterministic=True)
     try:
         with undisturbed():
@@ -115,9 +115,16 @@ def dynamic_of(model: onnx.ModelProto, *, per_channel: bool, in_float: Collectio
 
 
 def quantize_static(
-    graph: bytes, calibration: Sequence[Mapping[str, np.ndarray]], *, method: Method, name: str
+    graph: bytes,
+    calibration: Sequence[Mapping[str, np.ndarray]],
+    *,
+    method: Method,
+    name: str,
+    products_only: bool = False,
 ) -> bytes:
     """Return the graph in QDQ form: uint8 activations in ranges seen on the rows, int8 weights per channel.
+
+    See ``quantized_with`` for ``products_only``.
 
     Raises:
         PassFailed: there are no rows; see ``quantize``.
@@ -127,13 +134,23 @@ def quantize_static(
 
     def run(model: onnx.ModelProto) -> onnx.ModelProto:
         ranges = activation_ranges(model, first_rows(calibration, _MOST_ROWS[method]), method=method)
-        return float_where_int8_misleads(quantized_with(model, ranges), reference=model)
+        made = float_where_int8_misleads(quantized_with(model, ranges, products_only=products_only), reference=model)
+        return made if any(node.op_type == "QuantizeLinear" for node in made.graph.node) else model
 
     return quantize(graph, run, name=name)
 
 
-def quantized_with(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.ModelProto:
-    """Return the model in QDQ form with these ranges of its activations. ``model`` is left as it is."""
+def quantized_with(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], *, products_only: bool = False
+) -> onnx.ModelProto:
+    """Return the model in QDQ form with these ranges of its activations.
+
+    Args:
+        model: is left as it is.
+        ranges: by the name of the tensor.
+        products_only: what lies between products stays in float, and so do the results of matrix products, which the
+            engine can give in float; a convolution's it cannot.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
@@ -143,17 +160,20 @@ def quantized_with(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     seen = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    shaped = _with_shapes(copied)
+    _add_types(shaped, ranges)
     quantizer = QDQQuantizer(
-        _with_shapes(copied),
+        shaped,
         True,  # weights per channel
         saturates(),
         QuantType.QInt8,
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, seen),
         [],
-        [],
-        sorted({*QLinearOpsRegistry, *QDQRegistry}),
+        [*_stacked(model), *(_without_weights(model) if products_only else ())],
+        sorted(PRODUCTS if products_only else {*QLinearOpsRegistry, *QDQRegistry}),
         {
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"] if products_only else [],
             "DefaultTensorType": onnx.TensorProto.FLOAT,
             # Else a ReLU before a range that starts at zero goes, and who sees the tensor without the range is wrong:
             # a graph inside, or a layer that is left in float later. The engines fuse it anyway.
@@ -162,6 +182,12 @@ def quantized_with(model: onnx.ModelProto, ranges: Mapping[str, Range]) -> onnx.
     )
     quantizer.quantize_model()
     return _model_of(quantizer)
+
+
+def _without_weights(model: onnx.ModelProto) -> list[str]:
+    """Return the products of two activations: attention, small beside the others and hurt most."""
+    tensors = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type in PRODUCTS and not tensors.intersection(node.input)]
 
 
 def _stacked(model: onnx.ModelProto) -> list[str]:
@@ -185,6 +211,17 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model)
     except (onnx.shape_inference.InferenceError, ValueError):
         return model  # the quantizers need few of them, and say which
+
+
+def _add_types(model: onnx.ModelProto, floats: Iterable[str]) -> None:
+    """Note that these tensors are floats where it is not: behind an engine's own operators nothing is inferred."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    known = {each.name for each in (*graph.value_info, *graph.input, *graph.output)}
+    for name in floats:
+        if name not in known:
+            graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def _model_of(quantizer: Any) -> onnx.ModelProto:

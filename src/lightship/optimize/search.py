@@ -279,7 +279,9 @@ class _Search:
         return "" if cost < _PLAINLY_DEAR else self._rough_words(cost)
 
     def _rough_words(self, cost: float) -> str:
-        return f"about {float(f'{cost:.2g}'):,g} times the reference's {self._settings.objective} in a first look"
+        objective = str(self._settings.objective)
+        what = {"throughput": "time a row"}.get(objective, objective)
+        return f"about {float(f'{cost:.2g}'):,g} times the reference's {what} in a first look"
 
     # ---- all candidates ---------------------------------------------------------------------------------------------
 
@@ -339,7 +341,8 @@ class _Search:
         return _ROUNDS_NAMED if self._settings.named else _ROUNDS
 
     def _round(self, alive: Sequence[Candidate], processes: int) -> tuple[list[Candidate], list[Candidate]]:
-        self._progress.start(f"Time {len(alive)} variants in {processes} fresh processes each", len(alive))
+        times = "1 fresh process each" if processes == 1 else f"{processes} fresh processes each"
+        self._progress.start(f"Time {len(alive)} variants in {times}", len(alive))
         goals = self._settings.objective.timed
         fine, failed = [], []
         for each in alive:
@@ -440,7 +443,10 @@ class _Search:
 
 
 def _missed(quality: Quality, budget: FidelityBudget, *, surely: bool = False) -> str:
-    """Say which figure is below its budget; ``surely`` holds the low ends of the intervals against it."""
+    """Say which figure misses its budget; ``surely`` holds the low ends of the intervals against it.
+
+    No number of selection rows shows that hardly any is broken, so surely none must be.
+    """
     for name, found, least in (
         ("agreement", quality.agreement, budget.min_agreement),
         ("cosine", quality.cosine, budget.min_cosine),
@@ -448,6 +454,10 @@ def _missed(quality: Quality, budget: FidelityBudget, *, surely: bool = False) -
     ):
         if found is not None and least is not None and (found.low if surely else found.estimate) < least:
             return f"{name} to the reference is {found.estimate:.4g} on the selection rows, below the {least:g} allowed"
+    if quality.broken is not None and budget.max_broken is not None:
+        most = 0 if surely else budget.max_broken
+        if quality.broken.estimate > most:
+            return f"{quality.broken.estimate:.1%} of the selection rows are broken, above the {most:.0%} allowed"
     return ""
 
 

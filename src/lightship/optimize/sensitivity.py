@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightship.engine.machine import usable_cores
 from lightship.errors import CannotRun
-from lightship.optimize.onnx_model import sort_nodes
+from lightship.optimize.onnx_model import PRODUCTS, sort_nodes
 from lightship.optimize.qdq import pairs_of
 from lightship.optimize.variant_pass import PassFailed, write_note
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["PRODUCTS", "WANTED_DB", "Cost", "costs", "decibels", "noise", "product_costs", "rescued", "run_rows"]
+__all__ = ["WANTED_DB", "Cost", "Yardstick", "costs", "product_costs", "rescued"]
 
 WANTED_DB = 20.0
 """Signal to noise of the outputs that a mixed graph must keep on calibration rows: a cosine of .995."""
 
 _SWITCHES = "lightship/switches"
-PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _MOST_SWITCHES = 384  # beyond, neighbors share one: each costs a run
 _NEIGHBORS = 8
 _FEWER_TRIALS = 3
@@ -58,20 +58,24 @@ class Cost:
         return tuple(dict.fromkeys(consumer for _, consumer in self.edges))
 
 
-def costs(reference: onnx.ModelProto, quantized: onnx.ModelProto, rows: Rows) -> list[Cost]:
+def costs(
+    reference: onnx.ModelProto, quantized: onnx.ModelProto, rows: Rows, *, power: Sequence[float] | None = None
+) -> list[Cost]:
     """Return the cost of each activation of ``quantized``, dearest first; equals in the order of the graph.
 
     Products and other operators that take one activation are told apart: a residual sum may need floats where the
-    product beside it does not.
+    product beside it does not. ``power``: see ``noise``.
 
     Raises:
         CannotRun: the engine does not run the graph on these rows.
     """
     units = _units(quantized)
-    return _measured(units, _session(_switchboard(reference, quantized, units)), rows)
+    return _measured(units, _session(_switchboard(reference, quantized, units)), rows, power)
 
 
-def product_costs(model: onnx.ModelProto, rows: Rows, *, levels: int) -> list[Cost]:
+def product_costs(
+    model: onnx.ModelProto, rows: Rows, *, levels: int, power: Sequence[float] | None = None
+) -> list[Cost]:
     """Return the cost of each product and table whose weights become int8, dearest first.
 
     Weights are rounded with one scale a channel, those of tables with one for all; activations with the range that they
@@ -81,16 +85,19 @@ def product_costs(model: onnx.ModelProto, rows: Rows, *, levels: int) -> list[Co
         model: in float.
         rows: batches to measure on.
         levels: of a product's weights, on one side of zero: 127, or 63 where sums of 8 bits would overflow.
+        power: see ``noise``.
 
     Raises:
         CannotRun: the engine does not run the graph on these rows.
     """
     layers = list(_weighted(model))
     units = [((tensor.name, node.name),) for node, tensor in layers]
-    return _measured(units, _session(_product_board(model, layers, levels=levels)), rows)
+    return _measured(units, _session(_product_board(model, layers, levels=levels)), rows, power)
 
 
-def _measured(units: Sequence[tuple[tuple[str, str], ...]], session: Any, rows: Rows) -> list[Cost]:
+def _measured(
+    units: Sequence[tuple[tuple[str, str], ...]], session: Any, rows: Rows, power: Sequence[float] | None
+) -> list[Cost]:
     """Return what each switch costs; neighbors that together cost next to nothing are one piece, and one run."""
     plain = _outputs(session, rows, np.zeros(len(units), np.bool_))
 
@@ -98,7 +105,7 @@ def _measured(units: Sequence[tuple[tuple[str, str], ...]], session: Any, rows: 
         switches = np.zeros(len(units), np.bool_)
         switches[start:stop] = True
         edges = tuple(edge for unit in units[start:stop] for edge in unit)
-        return Cost(edges, noise(plain, _outputs(session, rows, switches)))
+        return Cost(edges, noise(plain, _outputs(session, rows, switches), power))
 
     starts = range(0, len(units), _NEIGHBORS)
     little = _allowed() / max(2 * len(starts), 1)
@@ -132,6 +139,8 @@ def rescued(
         PassFailed: floats everywhere would not be enough, or nothing would be left in int8.
     """
     too_few, count = 0, _first_guess([cost.noise for cost in dearest])
+    while count > 1 and without(dearest[:count]) is None:
+        count //= 2
     best: float | None = None
     found = None
     while found is None and count <= len(dearest) and (mixed := without(dearest[:count])) is not None:
@@ -186,25 +195,72 @@ def _note(left: Sequence[Cost]) -> str:
     return f"in float: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
-def run_rows(model: onnx.ModelProto, rows: Rows) -> list[np.ndarray]:
-    """Return each float output for all rows, as the engine gives it after all of its rewrites.
+class Yardstick:
+    """The answers of a graph in float to some rows, and how near those of another graph come.
+
+    Args:
+        reference: in float.
+        pieces: the rows, in batches of few.
 
     Raises:
-        CannotRun: the engine does not run the graph on these rows.
+        CannotRun: the engine does not run it on these rows.
     """
-    return _outputs(_session(model, all_rewrites=True), rows, None)
+
+    def __init__(self, reference: onnx.ModelProto, pieces: Rows) -> None:
+        self._pieces = list(pieces)
+        self._wanted = self._answers(reference)
+        finite = [all(np.isfinite(array).all() for array in answers) for answers in self._wanted]
+        if any(finite):  # what the reference has no number for tells nothing
+            self._pieces, self._wanted = list(compress(self._pieces, finite)), list(compress(self._wanted, finite))
+
+    @property
+    def power(self) -> list[float]:
+        """Power of each output, of the mean batch."""
+        totals = [sum(_power(array) for array in arrays) for arrays in zip(*self._wanted, strict=True)]
+        return [total / len(self._pieces) for total in totals]
+
+    def decibels(self, made: onnx.ModelProto) -> float:
+        """Return signal over noise of the worst output of ``made``, over all rows."""
+        found = self._answers(made)
+        return decibels(noise(_joined(self._wanted), _joined(found)))
+
+    def hardest(self, made: onnx.ModelProto, count: int) -> list[Mapping[str, np.ndarray]]:
+        """Return the batches on which ``made`` is farthest off, the worst first.
+
+        What a layer costs shows there: on a row that a classifier is sure of, nothing costs anything.
+        """
+        power = self.power
+        noises = [noise(a, b, power) for a, b in zip(self._wanted, self._answers(made), strict=True)]
+        return [self._pieces[place] for place in np.argsort(noises, kind="stable")[::-1][:count]]
+
+    def _answers(self, model: onnx.ModelProto) -> list[list[np.ndarray]]:
+        session = _session(model, all_rewrites=True)  # as the engine gives them after all of its rewrites
+        return [_outputs(session, [piece], None) for piece in self._pieces]
 
 
-def noise(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Return the power of the difference over the power of ``wanted``, of the worst output; infinite if not finite."""
+def _joined(parts: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def noise(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray], power: Sequence[float] | None = None) -> float:
+    """Return the power of the difference over that of ``wanted``, of the worst output; infinite if not finite.
+
+    Args:
+        wanted: each output in float.
+        found: each output of the other graph.
+        power: what to divide by instead, by output: few rows may have an output of nothing but zeros.
+    """
     worst = 0.0
-    for a, b in zip(wanted, found, strict=True):
-        a64, b64 = a.astype(np.float64), b.astype(np.float64)
-        power, difference = float((a64**2).sum()), float(((a64 - b64) ** 2).sum())
+    for place, (a, b) in enumerate(zip(wanted, found, strict=True)):
+        difference = _power(a.astype(np.float64) - b)
         if not np.isfinite(difference):
             return float("inf")
-        worst = max(worst, difference / max(power, 1e-30))
+        worst = max(worst, difference / max(_power(a) if power is None else power[place], 1e-30))
     return worst
+
+
+def _power(array: np.ndarray) -> float:
+    return float((array.astype(np.float64) ** 2).sum())
 
 
 def _units(quantized: onnx.ModelProto) -> list[tuple[tuple[str, str], ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lightship.optimize.calibration import first_rows, row_batches
 from lightship.optimize.quantization import dynamic_of, quantize, saturates
-from lightship.optimize.sensitivity import WANTED_DB, Cost, decibels, noise, product_costs, rescued, run_rows
+from lightship.optimize.sensitivity import WANTED_DB, Cost, Yardstick, product_costs, rescued
 from lightship.optimize.variant_pass import PassFailed
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Int8DynamicMixed"]
 
 _MEASURED_ROWS = 4
-_CHECKED_ROWS = 16
+_CHECKED_ROWS = 20
 _INTEGER = frozenset({"MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM", "QAttention"})
 
 
@@ -42,7 +42,8 @@ class Int8DynamicMixed:
 
         Args:
             graph: the reference, ONNX.
-            calibration: batches of training rows. Costs are measured on the first 4, the result on the next 16.
+            calibration: batches of training rows. The result is checked on the first 20, and costs are measured on
+                the 4 of these on which int8 throughout is farthest off.
 
         Raises:
             PassFailed: there are no rows, the graph cannot be treated, or nothing would be left in int8.
@@ -51,22 +52,19 @@ class Int8DynamicMixed:
             raise PassFailed(f"{self.name} needs calibration rows and got none. Give training data.")
 
         def run(model: onnx.ModelProto) -> onnx.ModelProto:
-            rows = first_rows(calibration, _MEASURED_ROWS + _CHECKED_ROWS)
+            rows = first_rows(calibration, _CHECKED_ROWS)
             pieces = list(row_batches(model, rows, _MEASURED_ROWS))
-            checked = pieces[1:] or pieces
-            wanted = run_rows(model, checked)
-
-            def reached(made: onnx.ModelProto) -> float:
-                return decibels(noise(wanted, run_rows(made, checked)))
+            yardstick = Yardstick(model, pieces)
 
             def without(left: Sequence[Cost]) -> onnx.ModelProto | None:
                 made = dynamic_of(model, per_channel=True, in_float=[layer for cost in left for layer in cost.layers])
                 return made if any(node.op_type in _INTEGER for node in made.graph.node) else None
 
             quantized = dynamic_of(model, per_channel=True)
-            if reached(quantized) >= WANTED_DB:
+            if yardstick.decibels(quantized) >= WANTED_DB:
                 return quantized
-            dearest = product_costs(model, pieces[:1], levels=63 if saturates() else 127)
-            return rescued(dearest, without, reached=reached, name=self.name)
+            hardest = yardstick.hardest(quantized, 1)
+            dearest = product_costs(model, hardest, levels=63 if saturates() else 127, power=yardstick.power)
+            return rescued(dearest, without, reached=yardstick.decibels, name=self.name)
 
         return quantize(graph, run, name=self.name)
