@@ -39,7 +39,7 @@ def reloads(home: Home, scratch: Path, figures: Figures, *, cycles: int, width: 
     for graph in graphs.values():
         release(home, NAME, graph)
     question = tensor_question(NAME, 1, graphs)
-    marks: list[tuple[float, int, int]] = []
+    warm = min(4, cycles // 2 - 1)
     with Rig(home, NAME, "--no-keep-previous", log=scratch / "reloads.log") as rig:
         until(lambda: rig.control("/readyz")[0] == 200)
         for index in range(cycles):
@@ -48,15 +48,27 @@ def reloads(home: Home, scratch: Path, figures: Figures, *, cycles: int, width: 
             until(lambda v=version: rig.model(NAME)["version"] == v)
             until(lambda: len(rig.workers()) == 1)
             assert ask(rig.address, question.request)[0] == 200
-            if index >= min(4, cycles // 2 - 1):
-                time.sleep(0.1)  # what a version held goes back to the machine a moment after its process
-                marks.append((rig.rss_mb(), rig.fds(), rig.threads()))
-    first, last = marks[0], marks[-1]
+            if index == warm:
+                first = settled(rig)
+        last = settled(rig)
     figures.add("load and unload: cycles", cycles)
     figures.at_most("load and unload: server's memory grown", last[0] - first[0], 10, "MiB")
-    figures.add("load and unload: KiB a cycle", 1024 * (last[0] - first[0]) / max(1, len(marks) - 1))
+    figures.add("load and unload: KiB a cycle", 1024 * (last[0] - first[0]) / (cycles - 1 - warm))
     figures.at_most("load and unload: open files grown", last[1] - first[1], 2)
     figures.at_most("load and unload: threads grown", last[2] - first[2], 4)
+
+
+def settled(rig: Rig) -> tuple[float, int, int]:
+    """Return the least of memory (MiB), open files and threads over a second.
+
+    What a version held goes back to the machine some moments after its process has ended: later on a busy machine.
+    """
+    looks = []
+    for _ in range(20):
+        time.sleep(0.05)
+        looks.append((rig.rss_mb(), rig.fds(), rig.threads()))
+    memory, files, threads = (min(column) for column in zip(*looks, strict=True))
+    return memory, files, threads
 
 
 def disconnects(home: Home, scratch: Path, figures: Figures, *, times: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lightship.data.home import Home
+from lightship.memory import keep_one_heap
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.server import Server, ServerOptions, is_loopback
 from lightship.serve.source import read_source
@@ -118,6 +119,7 @@ def _run(main: Callable[[], object]) -> None:
 
 
 def _prepare_process(options: ServerOptions) -> None:
+    keep_one_heap()  # versions are read by threads; what they took has to leave with the version
     log_to_stderr()
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # weights stay in memory
