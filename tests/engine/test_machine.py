@@ -101,5 +101,6 @@ def test_fingerprint_tells_instruction_sets_apart(tmp_path):
 
     first, second = machine.fingerprint(root=one), machine.fingerprint(root=two)
 
+    assert (machine.has_vnni(root=one), machine.has_vnni(root=two)) == (False, True)
     assert (first["cpu"], first["vnni"], second["vnni"]) == ("Chip", False, True)
     assert first["digest"] != second["digest"]

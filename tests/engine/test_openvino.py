@@ -14,6 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from lightship.engine import openvino as openvino_engine
+from lightship.engine.machine import has_vnni
 from lightship.engine.openvino_library import load_openvino
 from lightship.engine.runner import EngineOptions, load_runner
 from lightship.errors import CannotRun, InvalidInput, LightshipError, Refused
@@ -216,6 +218,39 @@ def test_a_precision_is_what_was_asked_for_or_an_error(linear_graph, precision):
     else:
         with pytest.raises(InvalidInput, match=f"does not compute in {precision}"):
             load_runner(linear_graph, engine="openvino", options=options)
+
+
+def narrow(model) -> onnx.ModelProto:
+    """Return a product whose weights, int8, are widened as they are read."""
+    rng = np.random.default_rng(8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["wide"], axis=1),
+        helper.make_node("MatMul", ["x", "wide"], ["y"]),
+    ]
+    weights = {"w": rng.integers(-127, 128, (64, 32)).astype(np.int8), "scale": np.full(32, 0.01, np.float32)}
+    return model(nodes, weights=weights, in_shape=("batch", 64), out_shape=("batch", 32))
+
+
+@pytest.mark.skipif(not has_vnni(), reason="activations stay in float without VNNI")
+def test_activations_are_quantized_as_they_come_if_asked_for(model):
+    """Near the answer in float, not it; and a row's answer is that of the row alone."""
+    x = np.random.default_rng(7).normal(size=(2, 64)).astype(np.float32)
+    exact = load(narrow(model)).run({"x": x})["y"]
+    runner = load(narrow(model), dynamic_quantization="int8")
+
+    found = runner.run({"x": x})["y"]
+
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.02
+    np.testing.assert_array_equal(runner.run({"x": x[1:]})["y"], found[1:])
+
+
+def test_without_vnni_activations_are_not_said_to_be_quantized(model, monkeypatch):
+    """OpenVINO would leave them in float and say nothing."""
+    monkeypatch.setattr(openvino_engine, "has_vnni", lambda: False)
+
+    with pytest.raises(InvalidInput, match="no VNNI"):
+        load(narrow(model), dynamic_quantization="int8")
 
 
 def slow(model) -> onnx.ModelProto:

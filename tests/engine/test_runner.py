@@ -106,6 +106,7 @@ def test_unknown_engine_is_refused_with_the_known_names(linear_graph):
         ({"threads": 0}, "threads.*Got 0"),
         ({"optimization": "max"}, "all, extended.*'max'"),
         ({"precision": "int8"}, "f32, bf16, f16.*'int8'"),
+        ({"dynamic_quantization": "int4"}, "none, int8.*'int4'"),
         ({"limit_s": 0}, "limit_s.*above 0.*Got 0"),
         ({"limit_s": float("nan")}, "limit_s.*Got nan"),
         ({"limit_s": float("inf")}, "limit_s.*Got inf"),
@@ -125,14 +126,22 @@ def test_onnx_runtime_takes_no_other_precision(linear_graph, precision):
         load_runner(linear_graph, options=EngineOptions(precision=precision))
 
 
+@ONNX_RUNTIME
+def test_onnx_runtime_quantizes_nothing_by_itself(linear_graph):
+    """What it quantizes stands in the graph."""
+    with pytest.raises(InvalidInput, match=r"must be none\. Got 'int8'"):
+        load_runner(linear_graph, options=EngineOptions(dynamic_quantization="int8"))
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
         ({}, {}),
         ({"threads": 2, "spin": True, "limit_s": 3.0, "batched": False}, {}),  # a machine's affair, or a caller's
         ({"precision": "bf16", "optimization": "basic"}, {"precision": "bf16", "optimization": "basic"}),
+        ({"dynamic_quantization": "int8"}, {"dynamic_quantization": "int8"}),
     ],
-    ids=["default", "machine", "bundle"],
+    ids=["default", "machine", "bundle", "dynamic"],
 )
 def test_a_bundle_keeps_the_options_that_decide_answers(options, kept):
     """What is written is what differs from the default, and it is read back, with this machine's threads."""

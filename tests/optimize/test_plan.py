@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.optimize.zoo import model_of
 
+from lightship.optimize import plan
 from lightship.optimize.plan import default_plans, for_graph
 
 pytest.importorskip("nncf")  # the order among all plans
@@ -20,7 +21,17 @@ def test_a_transformer_is_first_quantized_while_it_runs():
     order = names("encoder")
 
     assert order.index("int8-dynamic") < order.index("int8-dynamic-mixed") < order.index("openvino-nncf-int8")
-    assert order[0] == "openvino-fp32"  # which costs nothing to make
+    assert order[0] in ("openvino-bf16", "openvino-fp32")  # which cost nothing to make
+
+
+def test_arithmetic_that_the_cpu_lacks_is_not_tried(monkeypatch):
+    """Engines would compute otherwise than they were asked to, or refuse."""
+    of_a_cpu = {"openvino-bf16": "has_fast_bf16", "openvino-nncf-int8-weights-dynamic": "has_vnni"}
+    for has_it in (False, True):
+        for function in of_a_cpu.values():
+            monkeypatch.setattr(plan, function, lambda has_it=has_it: has_it)
+        assert (set(of_a_cpu) <= set(names("encoder"))) is has_it
+        assert of_a_cpu.keys().isdisjoint(names("encoder")) is not has_it
 
 
 def test_convolutions_are_first_quantized_on_rows():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lightship.types import Json
 
-__all__ = ["fingerprint", "has_fast_bf16", "memory_left_bytes", "memory_limit_bytes", "usable_cores"]
+__all__ = ["fingerprint", "has_fast_bf16", "has_vnni", "memory_left_bytes", "memory_limit_bytes", "usable_cores"]
 
 _LIBRARIES = ("nncf", "numpy", "onnx", "onnxruntime", "openvino", "torch")
 _ROOT = Path("/")
@@ -73,11 +73,10 @@ def fingerprint(*, root: Path = _ROOT) -> dict[str, Json]:
     Keys: ``cpu``, ``flags_digest`` (instruction sets), ``vnni`` (int8 dot products do not saturate), ``cores``,
     ``memory_gib``, ``platform``, ``python``, ``libraries``, ``digest`` (SHA-256 of the rest).
     """
-    flags = sorted((_field(root / "proc/cpuinfo", "flags") or "").split())
     facts: dict[str, Json] = {
         "cpu": _field(root / "proc/cpuinfo", "model name") or platform.machine(),
-        "flags_digest": hashlib.sha256(" ".join(flags).encode()).hexdigest(),
-        "vnni": any("vnni" in flag for flag in flags),
+        "flags_digest": hashlib.sha256(" ".join(sorted(_flags(root))).encode()).hexdigest(),
+        "vnni": has_vnni(root=root),
         "cores": usable_cores(root=root),
         # Whole GiB: the kernel's own share, and so MemTotal, differs by a few pages from boot to boot.
         "memory_gib": round(memory_limit_bytes(root=root) / 2**30),
@@ -91,8 +90,17 @@ def fingerprint(*, root: Path = _ROOT) -> dict[str, Json]:
 
 def has_fast_bf16(*, root: Path = _ROOT) -> bool:
     """Return whether the CPU multiplies bfloat16 itself; elsewhere an engine asked for it computes in float32."""
-    flags = (_field(root / "proc/cpuinfo", "flags") or "").split()
+    flags = _flags(root)
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def has_vnni(*, root: Path = _ROOT) -> bool:
+    """Return whether the CPU adds up products of 8 bits in 32: quick, and without an overflow on the way."""
+    return any("vnni" in flag for flag in _flags(root))
+
+
+def _flags(root: Path) -> list[str]:
+    return (_field(root / "proc/cpuinfo", "flags") or "").split()
 
 
 def _version(package: str) -> str | None:

@@ -65,7 +65,8 @@ class OnnxRuntimeEngine:
         options: threads, optimization level, spinning, limit of a run.
 
     Raises:
-        InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run; or another precision than f32.
+        InvalidInput: the bytes are no ONNX model, or one that ONNX Runtime cannot run; or another precision than f32,
+            or dynamic quantization.
         OutOfMemory: an allocation failed.
         Refused: the model reaches out of its bytes or over a limit; see ``onnx_audit``.
     """
@@ -75,6 +76,11 @@ class OnnxRuntimeEngine:
             raise InvalidInput(
                 f"ONNX Runtime computes in the precision that the graph is written in: `precision` must be f32. Got "
                 f"{options.precision!r}. The engine `openvino` takes others."
+            )
+        if options.dynamic_quantization != "none":
+            raise InvalidInput(
+                "ONNX Runtime quantizes what the graph says: `dynamic_quantization` must be none. Got "
+                f"{options.dynamic_quantization!r}. The engine `openvino` takes others."
             )
         if not options.audited:
             from lightship.engine.onnx_audit import (

@@ -16,6 +16,7 @@ from lightship.extensions import load_extension
 from lightship.types import DTYPES, Dim, Interface, Json, TensorSpec
 
 __all__ = [
+    "DYNAMIC_QUANTIZATIONS",
     "LONGEST_RUN_S",
     "OPTIMIZATIONS",
     "PRECISIONS",
@@ -34,7 +35,8 @@ rows in far less, on a machine under load as well."""
 _LONGEST_LIMIT_S = 1e6  # eleven days; a timer refuses what does not fit its clock
 OPTIMIZATIONS = ("all", "extended", "basic", "none")
 PRECISIONS = ("f32", "bf16", "f16")
-_IN_BUNDLES = {"precision": "f32", "optimization": "all"}
+DYNAMIC_QUANTIZATIONS = ("none", "int8")
+_IN_BUNDLES = {"precision": "f32", "optimization": "all", "dynamic_quantization": "none"}
 _NOT_OURS = {"threads": int, "spin": bool}  # bundles of early versions name them; they are the machine's affair
 
 
@@ -48,6 +50,8 @@ class EngineOptions:
         precision: the arithmetic that the engine may use inside for a graph's floats: ``f32`` leaves them as they are;
             ``bf16`` and ``f16`` round between and inside of operators. Inputs and outputs keep their dtypes. An engine
             that cannot, or not on this machine, refuses the option.
+        dynamic_quantization: ``int8`` lets the engine quantize what products with weights of 8 bits take, as it comes,
+            and multiply in integers; ``none`` widens the weights instead. Refused as ``precision`` is.
         spin: let idle threads burn their core while they wait. Quicker by microseconds when a process owns its
             cores; slower for everybody when it does not.
         limit_s: stop a run that takes longer, with an error; ``None`` lets it run on. The engine looks between
@@ -62,6 +66,7 @@ class EngineOptions:
     threads: int = 1
     optimization: str = "all"
     precision: str = "f32"
+    dynamic_quantization: str = "none"
     spin: bool = False
     limit_s: float | None = None
     audited: bool = False
@@ -70,14 +75,13 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise InvalidInput(f"`threads` of an engine must be at least 1. Got {self.threads}.")
-        if self.optimization not in OPTIMIZATIONS:
-            raise InvalidInput(
-                f"`optimization` of an engine must be one of {', '.join(OPTIMIZATIONS)}. Got {self.optimization!r}."
-            )
-        if self.precision not in PRECISIONS:
-            raise InvalidInput(
-                f"`precision` of an engine must be one of {', '.join(PRECISIONS)}. Got {self.precision!r}."
-            )
+        for name, allowed in (
+            ("optimization", OPTIMIZATIONS),
+            ("precision", PRECISIONS),
+            ("dynamic_quantization", DYNAMIC_QUANTIZATIONS),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise InvalidInput(f"`{name}` of an engine must be one of {', '.join(allowed)}. Got {value!r}.")
         if self.limit_s is not None and not 0 < self.limit_s <= _LONGEST_LIMIT_S:
             raise InvalidInput(
                 f"`limit_s` of an engine must be above 0 and at most {_LONGEST_LIMIT_S:g}, or None. Got {self.limit_s}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightship.engine.machine import has_fast_bf16
+from lightship.engine.machine import has_fast_bf16, has_vnni
 from lightship.engine.onnx_wire import operators_of
 from lightship.extensions import extension_names
 from lightship.optimize.candidate import ONNX_RUNTIME
@@ -68,10 +68,15 @@ def default_plans(*, lossless_only: bool = False) -> tuple[Plan, ...]:
     return tuple(
         plan
         for plan in known_plans().values()
-        if all(each.default for each in plan.passes)
-        and (plan.lossless or not lossless_only)
-        and (plan.options.get("precision") != "bf16" or has_fast_bf16())
+        if all(each.default for each in plan.passes) and (plan.lossless or not lossless_only) and _can_run_here(plan)
     )
+
+
+def _can_run_here(plan: Plan) -> bool:
+    """Return whether this CPU has the arithmetic of a plan."""
+    if plan.options.get("precision") == "bf16":
+        return has_fast_bf16()
+    return "dynamic_quantization" not in plan.options or has_vnni()
 
 
 def for_graph(plans: Sequence[Plan], graph: bytes) -> tuple[Plan, ...]:
@@ -104,4 +109,10 @@ def _on_engine(engine: str, passes: Sequence[VariantPass]) -> list[Plan]:
     plans += [
         Plan(f"{prefix}{each.name}", (each,), engine, each.precision) for each in passes if engine in each.engines
     ]
+    if engine == "openvino":
+        plans += [
+            Plan(f"{prefix}{each.name}-dynamic", (each,), engine, "int8", {"dynamic_quantization": "int8"})
+            for each in passes
+            if each.precision == "int8-weights" and engine in each.engines
+        ]
     return plans

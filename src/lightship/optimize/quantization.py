@@ -6,6 +6,7 @@ without a word (two neighbors of 255 x 127 are enough).
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -198,10 +199,9 @@ def _stacked(model: onnx.ModelProto) -> list[str]:
 
 def saturates() -> bool:
     """Return whether this machine's 8-bit products overflow unless weights have 7 bits."""
-    from lightship.engine.machine import fingerprint
+    from lightship.engine.machine import has_vnni
 
-    facts = fingerprint()
-    return "x86" in str(facts["platform"]) and not facts["vnni"]
+    return "x86" in platform.machine() and not has_vnni()
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
