@@ -440,6 +440,61 @@ def test_models_of_every_form_are_judged_and_released(propose, tmp_path, form):
         assert model.variant == "same"
 
 
+def test_whole_numbers_are_proven_round_real_rows(propose, tmp_path):
+    """Ids as far as their table goes, whatever rows have; a mask as far as rows have one."""
+    table = np.random.default_rng(4).normal(size=(50, 8)).astype(np.float32)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", 6]) for name in ("ids", "mask")]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["words"]),
+        helper.make_node("Cast", ["mask"], ["share"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["share", "last"], ["shares"]),
+        helper.make_node("Mul", ["words", "shares"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "words_axis"], ["y"], keepdims=0),
+    ]
+    weights = {"table": table, "last": np.array([2]), "words_axis": np.array([1])}
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        inputs,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    (tmp_path / "model.onnx").write_bytes(model)
+    draw = np.random.default_rng(5)
+    rows = {"ids": draw.integers(0, 20, (900, 6)), "mask": draw.integers(0, 2, (900, 6))}
+    rows["mask"][:, 0] = 1
+    np.savez(tmp_path / "golden.npz", **{name: array[:8] for name, array in rows.items()})
+    home = Home(tmp_path / "home")
+    import_model(tmp_path / "model.onnx", name="m", golden=tmp_path / "golden.npz", home=home)
+    propose({"v": models.edited(model, _wrong_masks(3))}, model)
+
+    done = optimize_model("m:1", data=rows, home=home)
+
+    assert done.chosen == "v"
+    values = _manifest(home, done.bundle).interface.values
+    assert (values["ids"].low, values["ids"].high) == (0, 49)
+    assert (values["mask"].low, values["mask"].high) == (-1, 2)
+
+
+def _wrong_masks(limit):
+    """Return a change of a graph: of opposite sign where a mask is above a limit, which no row has."""
+
+    def change(graph):
+        graph.initializer.append(numpy_helper.from_array(np.array(limit, np.int64), "limit"))
+        graph.node[-1].output[0] = "right"
+        graph.node.extend(
+            [
+                helper.make_node("ReduceMax", ["mask", "words_axis"], ["most"], keepdims=1),
+                helper.make_node("Greater", ["most", "limit"], ["far"]),
+                helper.make_node("Neg", ["right"], ["wrong"]),
+                helper.make_node("Where", ["far", "wrong", "right"], ["y"]),
+            ]
+        )
+
+    return change
+
+
 def test_values_are_proven_of_graphs_that_take_one_row_at_a_time(propose, tmp_path):
     """A graph that was exported for one row has a range like any other."""
     graph, rows = FORMS["one row at a time"]

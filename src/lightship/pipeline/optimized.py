@@ -434,7 +434,12 @@ class _Work:
         for part in PARTS:
             for _, inputs in gate.rows.inputs(part, _SEEN_ROWS):
                 seen.add(inputs)
-        return {**subject.interface.values, **proven_values(odd, seen)}
+        proven = proven_values(odd, seen)
+        for name, known in subject.interface.values.items():
+            if name in proven and isinstance(known.low, int):  # the rows of a table, which are more than rows ask for
+                usual = seen.ranges[name]
+                proven[name] = replace(known, low=min(known.low, usual.low), high=max(known.high, usual.high))
+        return {**subject.interface.values, **proven}
 
     def _count_look(self, rows: GivenRows, found: SearchResult) -> int:
         """Count this look: rows are known again by their inputs; a look is new with other graphs, or other labels."""

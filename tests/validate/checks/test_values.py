@@ -263,6 +263,36 @@ def test_ids_outside_of_the_vocabulary_are_refused():
     assert case(found, "zeros")["reference"] == "finite"
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(np.int64, -1), (np.int8, -1), (np.uint8, 0)])
+def test_whole_numbers_are_proven_as_far_as_the_variant_follows(dtype, least):
+    """Three is right, four of opposite sign; a range of whole numbers is whole, and within the dtype."""
+    usual = {"x": np.array([[0, 1, 2], [2, 2, 0], [1, 0, 1]], dtype)}
+
+    def reference(batch):
+        return {"y": np.cumsum(1 + np.abs(batch["x"].astype(np.float64)), axis=1)}
+
+    def variant(batch):
+        right = reference(batch)["y"]
+        return {"y": np.where(batch["x"].astype(np.int64).max(axis=1, keepdims=True) > 3, -right, right)}
+
+    found = check_values(reference, variant, usual, tolerance=0, subjects=SUBJECTS)
+
+    values = served(found, usual)
+    assert (values.low, values.high) == (least, 3)
+    assert (type(values.low), type(values.high)) == (int, int)
+    json.dumps([dict(found.measured), dict(found.method)], allow_nan=False)
+
+
+def test_large_whole_numbers_stay_within_their_dtype():
+    """Doubled they would be negative."""
+    top = np.iinfo(np.int64).max
+    usual = {"x": np.array([[top, -top - 1], [3, 4]])}
+
+    found = check_values(lambda x: {"y": x["x"] / 2.0}, None, usual, tolerance=0, subjects=SUBJECTS)
+
+    assert served(found, usual) == ValueRange(-top - 1, top)
+
+
 def test_engine_that_fails_without_a_refusal_is_a_failure():
     """What is raised here would be raised in a server."""
 

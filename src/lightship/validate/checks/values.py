@@ -26,6 +26,9 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 MAGNITUDES = (1.0, 1e2, 1e4, 1e8, 1e16, 1e30)
 """Of random values that are tried as whole rows, beyond those that data has."""
 
+WHOLE_MAGNITUDES = (1.0, 1e2, 1e4)
+"""The same of whole numbers: one that says how long something is must not ask for all of the memory."""
+
 STRETCHES = (1.25, 1.5, 2.0)
 """What the usual rows that go furthest are multiplied with, for the values just beyond those that the rows have."""
 
@@ -41,6 +44,7 @@ NEAR = 0.1
 Where an answer is one number, or all of it is nearly zero, neither says much: a probability of .001 may be one of .004.
 """
 
+_EXACT = 2**53  # whole numbers beyond are not all told apart in double precision
 _MOST_BATCH = 4
 _USUAL_ROWS = 8
 FINITE, NOT_FINITE, REFUSED = "finite", "not finite", "refused"
@@ -213,16 +217,16 @@ class Seen:
 
     def __init__(self) -> None:
         self.ranges: dict[str, ValueRange] = {}
-        self._tops: dict[str, float] = {}
+        self._limits: dict[str, tuple[float, float]] = {}
 
     def add(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Note the values of some rows; of inputs of floats only."""
+        """Note the values of some rows; of inputs of numbers only."""
         for name, array in rows.items():
-            if array.dtype.kind != "f" or not array.size:
+            if array.dtype.kind not in "fiu" or not array.size:
                 continue
             found = ValueRange(*_ends(array), nan=bool(np.isnan(array).any()), infinite=bool(np.isinf(array).any()))
             known = self.ranges.get(name, found)
-            self._tops[name] = float(np.finfo(array.dtype).max)
+            self._limits[name] = _limits(array.dtype)
             self.ranges[name] = ValueRange(
                 min(known.low, found.low),
                 max(known.high, found.high),
@@ -232,8 +236,15 @@ class Seen:
 
     def stretched(self, name: str, times: tuple[float, float]) -> tuple[float, float]:
         """Return the ends of an input's values, further out by factors, but not beyond what its dtype holds."""
-        known, top = self.ranges[name], self._tops[name]
-        return max(min(known.low, times[0] * known.low), -top), min(max(known.high, times[1] * known.high), top)
+        known = self.ranges[name]
+        return self.held(name, min(known.low, times[0] * known.low), max(known.high, times[1] * known.high))
+
+    def held(self, name: str, low: float, high: float) -> tuple[float, float]:
+        """Return the ends of a range as far as an input's dtype holds them, whole if it holds whole numbers only."""
+        least, most = self._limits[name]
+        if isinstance(least, int):
+            return max(math.trunc(low), least), min(math.trunc(high), most)
+        return max(low, least), min(high, most)
 
 
 def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
@@ -257,7 +268,8 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
             reach, (least, most) = _float(tried.get("magnitude")), _pair(tried.get("stretched"))
             low, high = seen.stretched(name, _pair(tried.get("stretch")))
             low, high = max(low, least), min(high, most)  # other rows may go further than those that were tried
-            ranges[name] = replace(usual, low=min(0.0 - reach, usual.low, low), high=max(reach, usual.high, high))
+            low, high = seen.held(name, min(0.0 - reach, usual.low, low), max(reach, usual.high, high))
+            ranges[name] = replace(usual, low=low, high=high)
     return ranges
 
 
@@ -286,13 +298,21 @@ def _largest(array: np.ndarray) -> float:
 
 
 def _ends(array: np.ndarray) -> tuple[float, float]:
+    """Return the least and the greatest finite number, as Python's own: whole ones of whole ones."""
     finite = array[np.isfinite(array)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return (finite.min().item(), finite.max().item()) if finite.size else (0.0, 0.0)
+
+
+def _limits(dtype: np.dtype) -> tuple[float, float]:
+    """Return the least and the greatest number that a dtype holds, as Python's own."""
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
 
 
 def _furthest(rows: np.ndarray) -> dict[str, np.ndarray]:
     """Return the rows with the least and the greatest number; none of other values."""
-    if rows.dtype.kind != "f":
+    if rows.dtype.kind not in "fiu":
         return {}
     ends = [_ends(row) for row in rows]
     places = {"least": np.argmin([low for low, _ in ends]), "greatest": np.argmax([high for _, high in ends])}
@@ -316,8 +336,7 @@ def _cases(
                 for times in STRETCHES:
                     with np.errstate(over="ignore"):
                         more = np.clip(far * row.dtype.type(times), -top, top)
-                    label = f"row of the {end} value, {times:g} times as large"
-                    cases.append(_Case(label, name, more, end=end, stretched=times))
+                    cases.append(_Case(_stretch_label(end, times), name, more, end=end, stretched=times))
             for label, value in (("largest", top), ("least", -top)):
                 cases.append(_Case(label, name, np.full_like(row, value), top))
             for magnitude in (each for each in MAGNITUDES if each < top):
@@ -326,12 +345,30 @@ def _cases(
         elif kind in "iu":
             limits = np.iinfo(array.dtype)
             whole = {"largest": limits.max, "least": limits.min, "zeros": 0, "ones": 1}
+            for end, far in furthest[name].items():
+                for times in STRETCHES:
+                    more = _whole(far.astype(np.float64) * times, array.dtype)
+                    cases.append(_Case(_stretch_label(end, times), name, more, end=end, stretched=times))
+            for magnitude in (each for each in WHOLE_MAGNITUDES if each < limits.max):
+                drawn = _whole(random.uniform(-1, 1, size=row.shape) * magnitude, array.dtype)
+                cases.append(_Case(f"random up to {magnitude:g}", name, drawn, magnitude))
         elif kind == "b":
             whole = {"all true": True, "all false": False}
         else:  # texts
             whole = {"empty text": "", "long text": "x" * 10_000, "no letters": "\x00\u202e\U0001f600"}
         cases += [_Case(label, name, np.full_like(row, value)) for label, value in whole.items()]
     return cases
+
+
+def _stretch_label(end: str, times: float) -> str:
+    return f"row of the {end} value, {times:g} times as large"
+
+
+def _whole(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Round numbers to the next whole ones that the dtype holds."""
+    least, most = _limits(dtype)
+    whole: np.ndarray = np.clip(np.rint(numbers), max(least, -_EXACT), min(most, _EXACT)).astype(dtype)
+    return whole
 
 
 def _try(
