@@ -401,11 +401,13 @@ async def test_new_poisons_between_good_requests_cost_time_and_no_answers(traps)
 
         asking = asyncio.ensure_future(others())
         for index in range(5):
-            began, asked = time.monotonic(), len(statuses)
+            began = time.monotonic()
             poison = await client.post("/predict/deadly", content=png_of(0) + bytes([index, 1]))
             assert poison.status_code == 500
+            known = len(statuses)
             async with asyncio.timeout(DEADLINE_S):
-                while len(statuses) < asked + 3:  # noqa: ASYNC110 - that others were answered has no event
+                # One answer may be on its way; the next is of the worker that was started last.
+                while len(statuses) < known + 2:  # noqa: ASYNC110 - that others were answered has no event
                     await asyncio.sleep(0.005)
             seconds.append(time.monotonic() - began)
         over.set()
