@@ -474,7 +474,7 @@ def test_whole_numbers_are_proven_round_real_rows(propose, tmp_path):
     assert done.chosen == "v"
     values = _manifest(home, done.bundle).interface.values
     assert (values["ids"].low, values["ids"].high) == (0, 49)
-    assert (values["mask"].low, values["mask"].high) == (-1, 2)
+    assert (values["mask"].low, values["mask"].high) == (0, 2)
 
 
 def _wrong_masks(limit):

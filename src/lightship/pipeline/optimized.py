@@ -22,6 +22,7 @@ from lightship.data.files import sha256_hex, write_atomic
 from lightship.data.home import Home
 from lightship.data.parts import PARTS
 from lightship.engine.machine import fingerprint, usable_cores
+from lightship.engine.onnx_lookups import table_rows
 from lightship.engine.runner import Runner
 from lightship.engine.tuning import tuning_path, write_rates
 from lightship.errors import InvalidInput
@@ -435,11 +436,10 @@ class _Work:
             for _, inputs in gate.rows.inputs(part, _SEEN_ROWS):
                 seen.add(inputs)
         proven = proven_values(odd, seen)
-        for name, known in subject.interface.values.items():
-            if name in proven and isinstance(known.low, int):  # the rows of a table, which are more than rows ask for
-                usual = seen.ranges[name]
-                proven[name] = replace(known, low=min(known.low, usual.low), high=max(known.high, usual.high))
-        return {**subject.interface.values, **proven}
+        known = subject.interface.values
+        for name in table_rows(subject.graph).keys() & proven.keys() & known.keys():
+            proven[name] = known[name]  # all rows of the table, which are more than rows ask for
+        return {**known, **proven}
 
     def _count_look(self, rows: GivenRows, found: SearchResult) -> int:
         """Count this look: rows are known again by their inputs; a look is new with other graphs, or other labels."""

@@ -26,9 +26,6 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 MAGNITUDES = (1.0, 1e2, 1e4, 1e8, 1e16, 1e30)
 """Of random values that are tried as whole rows, beyond those that data has."""
 
-WHOLE_MAGNITUDES = (1.0, 1e2, 1e4)
-"""The same of whole numbers: one that says how long something is must not ask for all of the memory."""
-
 STRETCHES = (1.25, 1.5, 2.0)
 """What the usual rows that go furthest are multiplied with, for the values just beyond those that the rows have."""
 
@@ -243,16 +240,19 @@ class Seen:
         """Return the ends of a range as far as an input's dtype holds them, whole if it holds whole numbers only."""
         least, most = self._limits[name]
         if isinstance(least, int):
-            return max(math.trunc(low), least), min(math.trunc(high), most)
+            known = self.ranges[name]  # which doubles may not hold, and beyond their digits nothing was stretched
+            low, high = max(math.trunc(low), least, -_EXACT), min(math.trunc(high), most, _EXACT)
+            return min(known.low, low), max(known.high, high)
         return max(low, least), min(high, most)
 
 
 def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
     """Return what a server may run, for ``Interface.values``; nothing of inputs that were not tried.
 
-    From minus to plus the magnitude up to which reference and variant answered well and alike, and at least what usual
-    rows have, stretched if a stretched row was answered well, as far as that one went. NaN and infinities only where
-    usual rows have them: an answer to them is else an accident of the kernels, as where a rectifier takes NaN for zero.
+    Of floats, from minus to plus the magnitude up to which reference and variant answered well and alike. At least what
+    usual rows have, stretched if a stretched row was answered well, as far as that one went. NaN and infinities only
+    where usual rows have them: an answer to them is else an accident of the kernels, as where a rectifier takes NaN for
+    zero.
 
     Args:
         evidence: of ``check_values``.
@@ -268,7 +268,9 @@ def proven_values(evidence: Evidence, seen: Seen) -> dict[str, ValueRange]:
             reach, (least, most) = _float(tried.get("magnitude")), _pair(tried.get("stretched"))
             low, high = seen.stretched(name, _pair(tried.get("stretch")))
             low, high = max(low, least), min(high, most)  # other rows may go further than those that were tried
-            low, high = seen.held(name, min(0.0 - reach, usual.low, low), max(reach, usual.high, high))
+            if not isinstance(usual.low, int):  # whole numbers are only stretched
+                low, high = min(0.0 - reach, low), max(reach, high)
+            low, high = seen.held(name, min(usual.low, low), max(usual.high, high))
             ranges[name] = replace(usual, low=low, high=high)
     return ranges
 
@@ -345,13 +347,11 @@ def _cases(
         elif kind in "iu":
             limits = np.iinfo(array.dtype)
             whole = {"largest": limits.max, "least": limits.min, "zeros": 0, "ones": 1}
+            # No further than that: one that says how long something is must not ask for all of the memory.
             for end, far in furthest[name].items():
                 for times in STRETCHES:
-                    more = _whole(far.astype(np.float64) * times, array.dtype)
+                    more = _whole(far, times)
                     cases.append(_Case(_stretch_label(end, times), name, more, end=end, stretched=times))
-            for magnitude in (each for each in WHOLE_MAGNITUDES if each < limits.max):
-                drawn = _whole(random.uniform(-1, 1, size=row.shape) * magnitude, array.dtype)
-                cases.append(_Case(f"random up to {magnitude:g}", name, drawn, magnitude))
         elif kind == "b":
             whole = {"all true": True, "all false": False}
         else:  # texts
@@ -364,10 +364,11 @@ def _stretch_label(end: str, times: float) -> str:
     return f"row of the {end} value, {times:g} times as large"
 
 
-def _whole(numbers: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Round numbers to the next whole ones that the dtype holds."""
-    least, most = _limits(dtype)
-    whole: np.ndarray = np.clip(np.rint(numbers), max(least, -_EXACT), min(most, _EXACT)).astype(dtype)
+def _whole(row: np.ndarray, times: float) -> np.ndarray:
+    """Stretch whole numbers and round them, as far as the dtype holds them; those beyond doubles' digits stay."""
+    least, most = _limits(row.dtype)
+    more = np.clip(np.rint(row.astype(np.float64) * times), max(least, -_EXACT), min(most, _EXACT)).astype(row.dtype)
+    whole: np.ndarray = np.where((row > -_EXACT) & (row < _EXACT), more, row)
     return whole
 
 
