@@ -22,6 +22,7 @@ __all__ = [
     "TensorSpec",
     "ValueRange",
     "Verdict",
+    "number_words",
 ]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -114,7 +115,12 @@ class ValueRange:
 
     def __str__(self) -> str:
         others = [word for word, among in (("NaN", self.nan), ("infinities", self.infinite)) if among]
-        return " and ".join([f"{self.low:.9g} to {self.high:.9g}", *others])
+        return " and ".join([f"{number_words(self.low)} to {number_words(self.high)}", *others])
+
+
+def number_words(number: float) -> str:
+    """Return a number as people read it: whole ones with all their digits, others with nine."""
+    return str(int(number)) if abs(number) < 1e15 and number == int(number) else f"{number:.9g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lightship.errors import InvalidTensor
-from lightship.types import ValueRange
+from lightship.types import ValueRange, number_words
 
 __all__ = ["are_proven", "require_proven"]
 
@@ -39,10 +39,11 @@ def require_proven(inputs: Mapping[str, np.ndarray], proven: Mapping[str, ValueR
         outside = np.argwhere(_outside(np.asarray(inputs[name]), allowed))
         if len(outside):
             place = tuple(outside[0].tolist())
-            value = inputs[name][place]
+            value = number_words(inputs[name][place].item())
+            more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
             raise InvalidTensor(
                 f"The values of input {name!r} must be {allowed}, which is what the model was proven for. "
-                f"Got {value:.9g} at {list(place)}{f' and {len(outside) - 1} more' if len(outside) > 1 else ''}."
+                f"Got {value} at {list(place)}{more}."
             )
 
 

@@ -158,6 +158,20 @@ def test_variant_that_is_wrong_where_no_row_is_serves_no_such_values():
     assert served(found, rows()).high < 50
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rows_of_one_number_are_tried_on_both_sides(sign):
+    """A draw of one number has one sign, and is seldom the largest that it stands for."""
+    usual = {"x": np.linspace(-3, 3, 7, dtype=np.float32).reshape(-1, 1)}
+
+    def variant(batch):
+        return {"y": np.where(sign * batch["x"] > 90, -1.0, 1.0)}
+
+    found = check_values(lambda batch: {"y": np.ones(batch["x"].shape)}, variant, usual, tolerance=0, subjects=SUBJECTS)
+
+    values = served(found, usual)
+    assert (values.low, values.high) == (-6, 6)
+
+
 def test_the_row_that_goes_furthest_is_stretched():
     """Twice a small row lies among the values that rows have, and says nothing of those beyond."""
     usual = rows()

@@ -342,8 +342,10 @@ def _cases(
             for label, value in (("largest", top), ("least", -top)):
                 cases.append(_Case(label, name, np.full_like(row, value), top))
             for magnitude in (each for each in MAGNITUDES if each < top):
-                drawn = (random.uniform(-1, 1, size=row.shape) * magnitude).astype(array.dtype)
-                cases.append(_Case(f"random up to {magnitude:g}", name, drawn, magnitude))
+                drawn = random.uniform(-1, 1, size=row.shape)
+                drawn *= magnitude / max(float(np.abs(drawn).max(initial=0.0)), 1e-30)  # one number is all there may be
+                for label, signed in (("random", drawn), ("opposite random", -drawn)):
+                    cases.append(_Case(f"{label} up to {magnitude:g}", name, signed.astype(array.dtype), magnitude))
         elif kind in "iu":
             limits = np.iinfo(array.dtype)
             whole = {"largest": limits.max, "least": limits.min, "zeros": 0, "ones": 1}
