@@ -113,24 +113,23 @@ class Batcher(Generic[AnyItem]):
             DeadlineExceeded: it is too late for this item.
             InvalidInput: it has more rows than a batch may have.
         """
-        bounds, deadline_s = self.bounds, item.deadline_s
+        bounds, key, size, deadline_s = self.bounds, item.key, item.size_bytes, item.deadline_s
         if not 1 <= item.rows <= bounds.batch_rows:
             raise InvalidInput(f"An item must have 1 to {bounds.batch_rows} rows. Got {item.rows}.")
         if deadline_s <= now_s:
             raise DeadlineExceeded("The deadline of the request has passed before it could start.")
-        size = item.size_bytes
-        if not admitted and (self._items >= bounds.queue_items or self._bytes + size > bounds.queue_bytes):
+        items, held = self._items + 1, self._bytes + size
+        if (items > bounds.queue_items or held > bounds.queue_bytes) and not admitted:
             self.refuse_if_full(size)
         self._sequence = item.sequence = self._sequence + 1
-        queue = self._queues.get(item.key)
+        queue = self._queues.get(key)
         if queue is None:
-            self._queues[item.key] = [item]
+            self._queues[key] = [item]
         elif deadline_s >= queue[-1].deadline_s:
             queue.append(item)
         else:
             insort(queue, item, key=_place)
-        self._items += 1
-        self._bytes += size
+        self._items, self._bytes = items, held
 
     def cancel(self, item: AnyItem) -> bool:
         """Take an item out; return whether it was still waiting."""

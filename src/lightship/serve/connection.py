@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 _CR = 13
+_NEVER = math.inf
 _SKIPPED_BYTES = 64 * 1024
 _JOINED_BYTES = 16 * 1024  # an answer up to this is written in one piece
 _LEAST_BYTES_PER_S = 1024  # of a body
@@ -78,9 +79,9 @@ class Connection(asyncio.Protocol):
         self._writing_paused = False
         self._discarding = False
         self._cooling = False  # it was refused a moment ago, and is not read
-        self._deadline_s = math.inf
+        self._deadline_s = _NEVER
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = 0.0  # when it fires
+        self._timer_s = _NEVER  # when it fires
         self._unsent_bytes = 0
         self._fresh = True  # nothing was asked yet on this connection
         self._held_bytes = 0  # what this connection's body takes of the server's limit
@@ -109,7 +110,7 @@ class Connection(asyncio.Protocol):
             full = error_response(
                 (Overloaded if greedy else Unavailable)(f"{who} has as many connections as it takes.")
             )
-            self._write(full, None, front.new_id(), close=True)
+            self._write(full, front.new_id(), now, close=True)
             self._transport.close()
             self._closing = True
             return
@@ -174,7 +175,7 @@ class Connection(asyncio.Protocol):
         """Go on with the next request."""
         self._writing_paused = False
         if self._outgoing is not None:
-            self._deadline_s = math.inf
+            self._deadline_s = _NEVER
             self._outgoing.caught_up()
         elif self._exchange is None and not self._closing:
             self._await_until(self._front.clocks.idle_s)
@@ -302,7 +303,7 @@ class Connection(asyncio.Protocol):
 
     def _await_body(self, head: Head, now: float) -> None:
         if head.expects_continue and not self._buffer:
-            self._front.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         size = head.body_bytes
         self._body = Chunked(self._front.limits) if size is None else Counted(size)
         self._front.unsaid.setdefault(self, now)
@@ -330,16 +331,17 @@ class Connection(asyncio.Protocol):
         exchange, route = self._exchange, self._route
         if exchange is None or route is None:
             return
-        self._deadline_s = math.inf  # the model's queue answers for the request's deadline from here on
-        self._front.unsaid.pop(self, None)
-        exchange.attempt(self._run, exchange, route, body)
-
-    def _run(self, exchange: Exchange, route: Route, body: bytes) -> None:
-        if body and exchange.head.coding is not None:
-            body = decoded(body, exchange.head.coding, self._front.limits)
-            self._hold(len(body))
-        exchange.body = body
-        route.handle(exchange)
+        self._deadline_s = _NEVER  # the model's queue answers for the request's deadline from here on
+        if self._front.unsaid:
+            self._front.unsaid.pop(self, None)
+        try:
+            if exchange.head.coding is not None and body:
+                body = decoded(body, exchange.head.coding, self._front.limits)
+                self._hold(len(body))
+            exchange.body = body
+            route.handle(exchange)
+        except Exception as exc:  # noqa: BLE001 - it is answered, and logged if it is a fault of ours
+            exchange.failed(exc)
 
     # Answers
 
@@ -347,21 +349,26 @@ class Connection(asyncio.Protocol):
         exchange, front = self._exchange, self._front
         if exchange is None or self._closing:
             return
-        close = front.last_answers or not exchange.head.keep_alive or (self._eof and not self._buffer)
-        self._write(response, exchange, exchange.request_id, close=close)
+        now, head = self._loop.time(), exchange.head
+        close = front.last_answers or not head.keep_alive or (self._eof and not self._buffer)
+        whole = head.method != "HEAD"
+        self._write(response, exchange.request_id, now, close=close, whole=whole)
         front.held_bytes -= self._held_bytes
         self._held_bytes = 0
-        if response.stream is not None and exchange.head.method != "HEAD":
-            ended = partial(self._answered, exchange, response.status, close=close)
-            self._outgoing = AnswerStream(self._transport, ended, chunked=not close)
-            response.stream(self._outgoing)
+        if response.stream is None or not whole:
+            self._answered(exchange, response.status, now, close=close)
         else:
-            self._answered(exchange, response.status, close=close)
+            self._outgoing = AnswerStream(
+                self._transport, partial(self._streamed, exchange, response.status, close=close), chunked=not close
+            )
+            response.stream(self._outgoing)
 
-    def _answered(self, exchange: Exchange, status: int, *, close: bool) -> None:
+    def _streamed(self, exchange: Exchange, status: int, *, close: bool) -> None:
+        self._answered(exchange, status, self._loop.time(), close=close)
+
+    def _answered(self, exchange: Exchange, status: int, now: float, *, close: bool) -> None:
         """All of an answer has been written."""
         front = self._front
-        now = self._loop.time()
         front.cooling.answered += 1
         if front.served is not None:
             front.served(exchange, status, now - exchange.arrived_s)
@@ -371,7 +378,7 @@ class Connection(asyncio.Protocol):
             return
         if not self._writing_paused:
             self._deadline_s = deadline_s = now + front.clocks.idle_s
-            if self._timer is None or self._timer_s > deadline_s:
+            if self._timer_s > deadline_s:
                 self._set_timer()
         if self._buffer or self._eof:
             # Not from here: a row of pipelined requests that are answered at once must not nest.
@@ -400,10 +407,12 @@ class Connection(asyncio.Protocol):
         self._hold(0)
         response = error_response(error)
         request_id = exchange.request_id if exchange is not None else self._front.new_id()
-        self._write(response, exchange, request_id, close=not goes_on)
+        now = self._loop.time()
+        whole = exchange is None or exchange.head.method != "HEAD"
+        self._write(response, request_id, now, close=not goes_on, whole=whole)
         if exchange is not None:
             if self._front.served is not None:
-                self._front.served(exchange, response.status, self._loop.time() - exchange.arrived_s)
+                self._front.served(exchange, response.status, now - exchange.arrived_s)
             exchange.client_gone()
         if not goes_on:
             self._linger()
@@ -453,21 +462,16 @@ class Connection(asyncio.Protocol):
         self._transport.write_eof()
         self._await_until(_LINGER_S)
 
-    def _write(self, response: Response, exchange: Exchange | None, request_id: str, *, close: bool) -> None:
-        front, body = self._front, response.body
-        size = 0
-        for part in body:
-            size += len(part)
-        before, after = front.answer_heads.around_id(response, size, close=close, now=self._loop.time())
-        if exchange is not None and exchange.head.method == "HEAD":
-            body = ()
-        if size > _JOINED_BYTES and body:
-            front.flush()
-            self._transport.writelines((before, request_id.encode(), after, *body))
+    def _write(self, response: Response, request_id: str, now: float, *, close: bool, whole: bool = True) -> None:
+        """Write an answer, or its head alone if it is not to be ``whole``."""
+        body = response.body
+        size = sum(map(len, body))
+        before, after = self._front.answer_heads.around_id(response, size, now, close=close)
+        parts = (before, request_id.encode(), after, *body) if whole else (before, request_id.encode(), after)
+        if size > _JOINED_BYTES:
+            self._transport.writelines(parts)
         else:
-            front.write(self._transport, b"".join((before, request_id.encode(), after, *body)))
-        if close or response.stream is not None:
-            front.flush()
+            self._transport.write(b"".join(parts))
 
     # Ends and clocks
 
@@ -489,14 +493,13 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         self._closing = True
         self._buffer.clear()
-        self._front.flush()
         self._transport.close()
         # An answer that the client does not take must not hold the connection for ever.
         self._await_until(self._front.clocks.write_s)
 
     def _await_until(self, seconds: float, now: float | None = None) -> None:
         self._deadline_s = deadline_s = (self._loop.time() if now is None else now) + seconds
-        if self._timer is None or self._timer_s > deadline_s:
+        if self._timer_s > deadline_s:
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -506,11 +509,11 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_at(self._deadline_s, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._timer_s = None, _NEVER
         if self._transport.is_closing() and not self._transport.get_write_buffer_size():
             return
         if self._loop.time() + 0.001 < self._deadline_s:
-            if self._deadline_s != math.inf:
+            if self._deadline_s != _NEVER:
                 self._timer_s = self._deadline_s
                 self._timer = self._loop.call_at(self._deadline_s, self._tick)
             return

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -25,7 +25,6 @@ __all__ = ["Contract", "Dispatcher", "Exchange", "Route"]
 
 log = logging.getLogger(__name__)
 
-_Found = TypeVar("_Found")
 _NO_PARAMS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -76,16 +75,11 @@ class Exchange(msgspec.Struct, eq=False, weakref=False):
         """Answer with an error."""
         self.answer(error_response(error))
 
-    def attempt(self, step: Callable[..., _Found], *arguments: object) -> _Found | None:
-        """Do a step of the work on this request and return what it found; what it raises is the answer."""
-        try:
-            return step(*arguments)
-        except LightshipError as exc:
-            self.fail(exc)
-        except Exception as exc:
+    def failed(self, error: Exception) -> None:
+        """Answer with what a step of the work has raised; to be called while it is handled."""
+        if not isinstance(error, LightshipError):
             log.exception("request %s failed inside the server", self.request_id)
-            self.fail(exc)
-        return None
+        self.fail(error)
 
     def client_gone(self) -> None:
         """The client has gone: forget the answer, tell whoever works on it."""

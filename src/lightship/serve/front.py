@@ -51,7 +51,6 @@ class Front:
         self.held_bytes = 0
         self.closing = False
         self.last_answers = False  # every answer from now on is the last on its connection
-        self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._all_gone = asyncio.Event()
         self._own_ids = secrets.token_hex(6)
         self._numbers = count(1)
@@ -59,22 +58,6 @@ class Front:
     def connection(self) -> Connection:
         """Return the protocol of a new connection; the factory for ``loop.create_server``."""
         return Connection(self, asyncio.get_running_loop())
-
-    def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Send when the batch has been answered, at the latest at the end of this turn of the loop.
-
-        The answers of a batch are made one after the other and sent one after the other: a system call between two of
-        them, which may wake the client as well, costs the caches what the next one needs.
-        """
-        if not self._outbox:
-            self._loop.call_soon(self.flush)
-        self._outbox.append((transport, data))
-
-    def flush(self) -> None:
-        """Send what waits for the end of the turn; before a connection is written to or closed in another way."""
-        outbox, self._outbox = self._outbox, []
-        for transport, data in outbox:
-            transport.write(data)
 
     def new_id(self) -> str:
         """Return an id for a request that brings none: unique on this server, without a random draw each."""

@@ -360,7 +360,7 @@ class AnswerHeads:
         self._date = ""
         self._until_s = 0.0
 
-    def around_id(self, response: Response, size: int, *, close: bool, now: float) -> tuple[bytes, bytes]:
+    def around_id(self, response: Response, size: int, now: float, *, close: bool) -> tuple[bytes, bytes]:
         """Return the head up to the request id, and the rest of it.
 
         A body that is written piece by piece is chunked, or ends with its connection if that closes.

@@ -100,7 +100,9 @@ class RequestFigures:
 
     def add(self, contract: str, model: str, status: int, seconds: float) -> None:
         """Count an answered request. ``contract`` and ``model`` are bounded words, empty when there was none."""
-        self._seconds[contract, model, status].add(seconds)
+        one = self._seconds[contract, model, status]
+        one.counts[bisect_left(_SECONDS, seconds)] += 1
+        one.total += seconds
 
     @property
     def counts(self) -> dict[tuple[str, str, int], int]:

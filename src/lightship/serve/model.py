@@ -64,7 +64,6 @@ class ServedModel:
         workers: how many take batches from its queue.
         threads: of the engine of each.
         memory_bytes: that each may hold.
-        delivered: called when all requests of a batch have been told.
         rest: told of requests that change nothing before the worker has run its batch; where it shares our core.
     """
 
@@ -78,7 +77,6 @@ class ServedModel:
         workers: int = 1,
         threads: int | None = None,
         memory_bytes: int = 0,
-        delivered: Callable[[], None] = lambda: None,
         rest: Rest | None = None,
     ) -> None:
         self.source = source
@@ -94,7 +92,6 @@ class ServedModel:
         # With more it is looked at why.
         self._most_rows = min(limits.rows_per_request, limits.answer_bytes // (self._answer_row_bytes or 1))
         self._clocks = clocks
-        self._delivered = delivered
         self._rest = rest
         self._replicas = tuple(
             Replica(source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes)
@@ -107,6 +104,7 @@ class ServedModel:
                 queue_bytes=limits.queue_bytes,
             )
         )
+        self._whole_rows = min(self._most_rows, self._batcher.bounds.batch_rows)  # of a request that is not cut
         # With a second core the next batch crosses, and is encoded, while the last one runs.
         self._depth = depth or min(2, usable_cores())
         self._started = self._closed = False
@@ -304,6 +302,7 @@ class ServedModel:
         self.rows_per_s = rows_per_s
         rows = max(1, min(batch_rows, self.source.batch_rows))
         self._batcher.bounds = dataclasses.replace(self._batcher.bounds, batch_rows=rows)
+        self._whole_rows = min(self._most_rows, rows)
 
     async def measure(self, rows: Sequence[int], *, budget_ms: int) -> dict[int, float] | None:
         """Return rows a second by batch of one worker; nothing when a request came between, or the worker went."""
@@ -379,7 +378,7 @@ class ServedModel:
             self.figures.refused += 1
             raise Unavailable(f"The model {self.name} is not ready. Try again later.", retry_after_s=2.0)
         try:
-            if self._poisoners and key is not None:
+            if key is not None and self._poisoners:
                 self._poisoners.refuse(key.id, self._loop.time())
             self._batcher.refuse_if_full(size_bytes, coming=self.coming)
         except Overloaded:
@@ -394,14 +393,19 @@ class ServedModel:
         Raises:
             Overloaded, DeadlineExceeded, InvalidTensor: it was refused.
         """
-        if not 1 <= work.rows <= self._most_rows:
-            self._refuse_rows(work)
         if self._closed:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
-        most = self._batcher.bounds.batch_rows
-        if work.rows > most and self.source.batch_rows:
-            work = Parts(work, self._queue_more).next(most)
+        if not 1 <= work.rows <= self._whole_rows:
+            work = self._first_part(work)
         self._queue(work, admitted=False)
+
+    def _first_part(self, work: Work) -> Work:
+        """Return as much of a request as a batch may have; the rest of it follows."""
+        if not 1 <= work.rows <= self._most_rows:
+            self._refuse_rows(work)
+        if not self.source.batch_rows:
+            return work
+        return Parts(work, self._queue_more).next(self._batcher.bounds.batch_rows)
 
     def _refuse_rows(self, work: Work) -> None:
         if not 1 <= work.rows <= (limit := self._limits.rows_per_request):
@@ -432,7 +436,7 @@ class ServedModel:
         work.submitted_s = now = self._loop.time()
         if not self.source.batch_rows:
             work.alone = True
-        if self._quarantine:
+        if self._quarantine.until:
             self._quarantine.refuse(work, now)
         try:
             self._batcher.add(work, now, admitted=admitted)
@@ -509,7 +513,6 @@ class ServedModel:
                 item.finish(None, too_long)
             else:
                 item.finish(answer, None)
-        self._delivered()
 
     def _too_long(self, answer: Answer) -> TooLarge | None:
         try:

@@ -23,19 +23,19 @@ class Quarantine:
     def __init__(self, *, seconds: float = _QUARANTINE_S, most: int = _MOST) -> None:
         self._seconds = seconds
         self._most = most
-        self._until: OrderedDict[tuple[int, bytes], float] = OrderedDict()
+        self.until: OrderedDict[tuple[int, bytes], float] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many inputs are kept away."""
-        return len(self._until)
+        return len(self.until)
 
     def add(self, work: Work, now_s: float) -> None:
         """Keep these rows away from now on."""
         key = (_size(work), _digest(work))
-        self._until[key] = now_s + self._seconds
-        self._until.move_to_end(key)
-        while len(self._until) > self._most:
-            self._until.popitem(last=False)
+        self.until[key] = now_s + self._seconds
+        self.until.move_to_end(key)
+        while len(self.until) > self._most:
+            self.until.popitem(last=False)
 
     def refuse(self, work: Work, now_s: float) -> None:
         """Raise if these rows are kept away.
@@ -43,12 +43,12 @@ class Quarantine:
         Raises:
             LightshipError: they are.
         """
-        while self._until and next(iter(self._until.values())) <= now_s:
-            self._until.popitem(last=False)
+        while self.until and next(iter(self.until.values())) <= now_s:
+            self.until.popitem(last=False)
         size = _size(work)
-        if all(size != known for known, _ in self._until):
+        if all(size != known for known, _ in self.until):
             return
-        until_s = self._until.get((size, _digest(work)))
+        until_s = self.until.get((size, _digest(work)))
         if until_s is not None:
             raise LightshipError(
                 f"This input made the model's process die and is not run for {until_s - now_s:.0f} s more. "

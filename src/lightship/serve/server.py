@@ -317,15 +317,11 @@ class Server:
             workers=options.workers,
             threads=options.threads or worker_threads(sharing),
             memory_bytes=worker_memory_bytes(largest, sharing) if memory is None else memory,
-            delivered=self._delivered,
             rest=self._rest,
         )
 
     def _listens(self) -> int | None:
         return None if self._socket is None or self._socket.fileno() < 0 else self._socket.fileno()
-
-    def _delivered(self) -> None:
-        self.front.flush()  # which there is not yet when the first models are made
 
     def _lets_in(self, model: ServedModel) -> bool:
         return self.front.lets_in(model)

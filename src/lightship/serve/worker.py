@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NoReturn
@@ -39,7 +39,7 @@ from lightship.errors import BundleRefused, DeadlineExceeded, InvalidInput, Inva
 from lightship.extensions import take_places
 from lightship.serve.log_lines import log_to_stderr
 from lightship.serve.slots import mapped_slots
-from lightship.serve.tensors import PackedTensor, pack, unpack
+from lightship.serve.tensors import PackedTensor, join_rows, pack, unpack
 from lightship.serve.wire import (
     STOP_BYTES,
     Beat,
@@ -73,26 +73,34 @@ _WORK = (RunTensors, RunRaw, Tune)
 _MOST_TURNS = 15  # of all batches that are compared
 
 
-@dataclass(slots=True)
-class _Prepared:
+class _Prepared(msgspec.Struct):
     """A batch that is ready for the engine."""
 
     batch: int
     rows: list[int]
     inputs: Tensors
-    failed: dict[int, LightshipError] = field(default_factory=dict)  # requests that could not be encoded
+    failed: dict[int, LightshipError] = {}  # requests that could not be encoded
     raw: bool = False
     encode_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Ran:
-    """What one run of the engine gave; ``answers`` are JSON, one a row, for raw inputs."""
+class _Ran(msgspec.Struct, frozen=True):
+    """What runs of the engine gave: ``packed`` for tensors; for raw inputs ``answers``, in JSON, one a row."""
 
-    outputs: Tensors
+    packed: list[PackedTensor]
     answers: list[bytes]
     run_us: int
     decode_us: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Ran]) -> _Ran:
+        """Return what the parts of a batch gave as what a whole one gives."""
+        return cls(
+            [join_rows(pieces) for pieces in zip(*(part.packed for part in parts), strict=True)],
+            [answer for part in parts for answer in part.answers],
+            sum([part.run_us for part in parts]),
+            sum([part.decode_us for part in parts]),
+        )
 
 
 class Worker:
@@ -111,6 +119,7 @@ class Worker:
         self.row_s = math.inf
         """The least time that the smallest batch took in the warm-up."""
         self._runner = runner
+        self._outputs = runner.interface.outputs
         self._task = task
         self._batched = batched
         self._values = values or {}
@@ -283,17 +292,16 @@ class Worker:
         count = len(prepared.rows)
         if todo := [index for index in range(count) if index not in failed] if failed else range(count):
             self._run_requests(prepared, todo, failed, ran)
-        answers = [answer for part in ran for answer in part.answers]
-        packed = [] if prepared.raw else self._packed([part.outputs for part in ran])
-        failures = [Failure(index, type(error).__name__, str(error)) for index, error in sorted(failed.items())]
+        whole = ran[0] if len(ran) == 1 else _Ran.joined(ran)
+        packed, answers = whole.packed, whole.answers
         done = Done(
             batch=prepared.batch,
             outputs=tuple([TensorHead(one.name, one.dtype, one.shape, len(one.data)) for one in packed]),
-            answers=tuple([len(answer) for answer in answers]),
-            failed=tuple(failures),
+            answers=tuple(map(len, answers)),
+            failed=_failures(failed) if failed else (),
             encode_us=prepared.encode_us,
-            run_us=sum([part.run_us for part in ran]),
-            decode_us=sum([part.decode_us for part in ran]),
+            run_us=whole.run_us,
+            decode_us=whole.decode_us,
         )
         return done, [*[one.data for one in packed], *answers]
 
@@ -324,6 +332,7 @@ class Worker:
             outputs = self._runner.run(inputs)
             ran = time.perf_counter_ns()
             answers = [msgspec.json.encode(answer) for answer in self._task.decode(outputs)] if raw else []
+            packed = [] if raw else [pack(spec.name, spec.dtype, outputs[spec.name]) for spec in self._outputs]
         except LightshipError:
             raise
         except MemoryError as exc:
@@ -331,15 +340,11 @@ class Worker:
         except Exception as exc:
             log.exception("a batch failed in the worker")
             raise LightshipError(f"The model failed on this input ({type(exc).__name__}).") from exc
-        return _Ran(outputs, answers, (ran - started) // 1000, (time.perf_counter_ns() - ran) // 1000)
+        return _Ran(packed, answers, (ran - started) // 1000, (time.perf_counter_ns() - ran) // 1000)
 
-    def _packed(self, parts: list[Tensors]) -> list[PackedTensor]:
-        if not parts:
-            return []
-        specs = self._runner.interface.outputs
-        if len(parts) == 1:
-            return [pack(spec.name, spec.dtype, parts[0][spec.name]) for spec in specs]
-        return [pack(spec.name, spec.dtype, np.concatenate([part[spec.name] for part in parts])) for spec in specs]
+
+def _failures(failed: Mapping[int, LightshipError]) -> tuple[Failure, ...]:
+    return tuple(Failure(index, type(error).__name__, str(error)) for index, error in sorted(failed.items()))
 
 
 def _load(message: Load, payload: memoryview) -> Worker:

@@ -99,7 +99,7 @@ class V2:
             self._models, self._doors = self._catalog.models, {}
         head = exchange.head
         exchange.admitted = door = self._doors.get(head.path) or self._new_door(exchange)
-        exchange.version = model = door.view.model
+        exchange.version = model = door.model
         exchange.model = model.name
         model.admit(head.body_bytes or 0, exchange.key)
 
@@ -108,18 +108,21 @@ class V2:
         codec = next((door.codec for door in self._doors.values() if door.view is view), None)
         names = (view.name, view.model.version)
         codec = codec or V2Codec(view.inputs, view.outputs, model=names, json_bytes=self._json_bytes)
-        door = self._doors[exchange.head.path] = _Door(view, codec)
+        door = self._doors[exchange.head.path] = _Door(view, view.model, codec)
         return door
 
     def _infer(self, exchange: Exchange) -> None:
-        if not is_text(exchange.head.headers):
-            self._submit(exchange, self._read(exchange))
+        door: _Door = exchange.admitted
+        headers = exchange.head.headers
+        if not is_text(headers):
+            body, exchange.body = exchange.body, b""
+            self._submit(exchange, door, door.codec.read(body, headers))
             return
         if not self._texts:
             asyncio.get_running_loop().call_soon(self._read_texts)
         self._texts.append(exchange)
         self._texts_bytes += len(exchange.body)
-        exchange.admitted.view.model.coming += 1
+        door.model.coming += 1
         if self._texts_bytes > _TOGETHER_BYTES:
             self._read_texts()
 
@@ -130,28 +133,31 @@ class V2:
         a turn, not once a request.
         """
         texts, self._texts, self._texts_bytes = self._texts, [], 0
-        for each in texts:
-            each.admitted.view.model.coming -= 1
-        texts = [each for each in texts if not each.gone]
-        for exchange, request in [(each, each.attempt(self._read, each)) for each in texts]:
-            if request is not None:
-                exchange.attempt(self._submit, exchange, request)
+        read: list[tuple[Exchange, _Door, V2Request]] = []
+        for exchange in texts:
+            door: _Door = exchange.admitted
+            door.model.coming -= 1
+            if exchange.gone:
+                continue
+            body, exchange.body = exchange.body, b""
+            try:
+                read.append((exchange, door, door.codec.read(body, exchange.head.headers)))
+            except Exception as exc:  # noqa: BLE001 - it is answered, and logged if it is a fault of ours
+                exchange.failed(exc)
+        for exchange, door, request in read:
+            try:
+                self._submit(exchange, door, request)
+            except Exception as exc:  # noqa: BLE001 - it is answered, and logged if it is a fault of ours
+                exchange.failed(exc)
 
-    def _read(self, exchange: Exchange) -> V2Request:
-        door: _Door = exchange.admitted
-        body, exchange.body = exchange.body, b""
-        return door.codec.read(body, exchange.head.headers)
-
-    def _submit(self, exchange: Exchange, request: V2Request) -> None:
-        door: _Door = exchange.admitted
+    def _submit(self, exchange: Exchange, door: _Door, request: V2Request) -> None:
         deadline_s = exchange.deadline_s
         if request.timeout_us is not None:
             deadline_s = min(deadline_s, exchange.arrived_s + request.timeout_us / 1e6)
-        view = door.view
-        work = view.work(request.inputs, deadline_s, partial(_told, exchange, request))
+        work = door.view.work(request.inputs, deadline_s, partial(_told, exchange, request))
         if exchange.key is not None:
             work.owner = exchange.key.id
-        view.model.submit(work)
+        door.model.submit(work)
         exchange.on_gone = work.cancel
 
 
@@ -159,6 +165,7 @@ class _Door(msgspec.Struct, frozen=True, eq=False):
     """A model as a path names it, and what reads and writes for it."""
 
     view: View
+    model: ServedModel
     codec: V2Codec
 
 

@@ -59,24 +59,37 @@ _FORMATS: dict[str, Any] = {name: np.dtype(DTYPES[name]).char for name in (*_NUM
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What a text says whose tensors are all in the binary part: everything but their bytes."""
+    """What a text says whose tensors are all in the binary part: everything but their bytes.
+
+    Attributes:
+        plain: name, dtype and shape of the one tensor, if that is one of numbers.
+    """
 
     wanted: tuple[Wanted, ...]
     timeout_us: int | None
     slices: tuple[Slice, ...]
     size: int
+    plain: tuple[str, str, tuple[int, ...]] | None = None
+
+    @classmethod
+    def of(cls, request: V2Request, slices: tuple[Slice, ...], size: int) -> _Layout:
+        """Return the layout of a request that was read; ``size``: of its binary part."""
+        first = slices[0]
+        plain = (first.name, first.dtype, first.shape) if len(slices) == 1 and first.dtype in _NUMBERS else None
+        return cls(request.wanted, request.timeout_us, slices, size, plain)
 
     def request(self, tail: Buffer) -> V2Request:
         """Return the request with these bytes, as many as ``size``, checked."""
-        if len(self.slices) == 1:
-            return V2Request(None, (binary_tensor(self.slices[0], tail),), self.wanted, self.timeout_us)
+        if self.plain is not None:  # its bytes are its values, whatever they are
+            name, dtype, shape = self.plain
+            return V2Request(None, (PackedTensor(name, dtype, shape, tail),), self.wanted, self.timeout_us)
         inputs = tuple([binary_tensor(piece, tail[piece.start : piece.stop]) for piece in self.slices])
         return V2Request(None, inputs, self.wanted, self.timeout_us)
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The text before and after the flat list of numbers of the one input, and what it says.
+    """The text around the flat list of numbers of the one input, with its brackets, and what it says.
 
     JSON has no context: in a text that was valid, one list may stand in the place of another. So a text with this start
     and this end is the same request with other numbers, if what lies between is one list of numbers.
@@ -104,14 +117,14 @@ class _Frame:
             return None
         shape = request.inputs[0].shape
         id_, wanted, timeout_us = request.id, request.wanted, request.timeout_us
-        return cls(text[:start], text[stop:], id_, wanted, timeout_us, spec, shape, math.prod(shape))
+        return cls(text[: start + 1], text[stop - 1 :], id_, wanted, timeout_us, spec, shape, math.prod(shape))
 
     def numbers(self, text: bytes) -> bytes | None:
-        """Return what stands in the place of the list, if the text has this start and this end."""
-        if not (text.startswith(self.start) and text.endswith(self.end)):
-            return None
-        middle = text[len(self.start) : len(text) - len(self.end)]
-        return middle if middle.startswith(b"[") and middle.find(b"[", 1) < 0 else None
+        """Return what stands in the place of the list, from "[" to "]", if the text has this start and this end."""
+        start, end = self.start, self.end
+        if text.startswith(start) and text.endswith(end) and text.find(b"[", len(start), len(text) - len(end)) < 0:
+            return text[len(start) - 1 : len(text) - len(end) + 1]
+        return None
 
 
 _AnswerKey = tuple[str | None, tuple[Wanted, ...], tuple[tuple[tuple[int, ...], int], ...]]
@@ -204,13 +217,15 @@ class V2Codec:
         if given is None:
             _check_media(headers)
             return self._read_text(body, b"")
-        text, tail = self._split(body, given)
-        if not text:
-            return _read_raw_form(tail, self._inputs, self._outputs)
+        length = self._lengths.get(given)
+        if length is None or length > len(body):
+            length = self._length(given, len(body))
+        text = body[:length]
         layout = self._layouts.get(text)
+        tail = body[length:] if len(body) <= _COPIED_BYTES else memoryview(body)[length:]
         if layout is not None and layout.size == len(tail):
             return layout.request(tail)
-        return self._read_text(text, tail)
+        return self._read_text(text, tail) if text else _read_raw_form(tail, self._inputs, self._outputs)
 
     def _read_text(self, text: bytes, tail: Buffer) -> V2Request:
         if len(text) > self._json_bytes:
@@ -226,23 +241,21 @@ class V2Codec:
         self._remember(reader, text, tail, request)
         return request
 
-    def _split(self, body: bytes, given: str) -> tuple[bytes, Buffer]:
-        """Return the JSON part (empty in the raw form) and the binary part; ``given``: the header with the length."""
-        length = self._lengths.get(given)
-        if length is None:
-            length = _remember(self._lengths, given, _number(given))
-        if length > len(body):
+    def _length(self, given: str, most: int) -> int:
+        """Return the length of the JSON part, which is 0 in the raw form; ``given``: the header that says it."""
+        length = _remember(self._lengths, given, _number(given))
+        if length > most:
             raise InvalidInput(
-                f"The header {_LENGTH_HEADER} must be a number of bytes from 0 to that of the body ({len(body)}). "
+                f"The header {_LENGTH_HEADER} must be a number of bytes from 0 to that of the body ({most}). "
                 f"Got {given[:40]!r}."
             )
-        return body[:length], body[length:] if len(body) <= _COPIED_BYTES else memoryview(body)[length:]
+        return length
 
     def _remember(self, reader: RequestReader, text: bytes, tail: Buffer, request: V2Request) -> None:
         if len(reader.slices) == len(self._inputs):
             if len(text) <= _REMEMBERED_BYTES and request.id is None:
                 slices = tuple(reader.slices[spec.name] for spec in self._inputs)
-                _remember(self._layouts, text, _Layout(request.wanted, request.timeout_us, slices, len(tail)))
+                _remember(self._layouts, text, _Layout.of(request, slices, len(tail)))
         elif len(self._inputs) == 1 and self._inputs[0].dtype in _NUMBERS:
             self._frame = _Frame.of(text, request, self._inputs[0])
 

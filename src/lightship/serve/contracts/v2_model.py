@@ -62,23 +62,24 @@ class _Tensors:
         self.model = model
         self.inputs = model.interface.inputs
         self.outputs = model.interface.outputs
-        self._shapes: dict[_Shapes, tuple[int, _Shapes]] = {}  # that were checked; bounded
+        # By the shape of the one input, or the shapes of all; those that were checked, and bounded.
+        self._shapes: dict[tuple[int, ...] | _Shapes, tuple[int, _Shapes]] = {}
 
     def work(self, inputs: tuple[PackedTensor, ...], deadline_s: float, done: Told) -> Work:
-        shapes: _Shapes
+        shapes: tuple[int, ...] | _Shapes
         if len(inputs) == 1:
-            shapes, size = (inputs[0].shape,), len(inputs[0].data)
+            shapes, size = inputs[0].shape, len(inputs[0].data)
         else:
             shapes, size = tuple([one.shape for one in inputs]), sum([len(one.data) for one in inputs])
         rows, key = self._shapes.get(shapes) or self._check(shapes, inputs)
         return Work(key, rows, size, deadline_s, done=done, inputs=inputs)
 
-    def _check(self, shapes: _Shapes, inputs: tuple[PackedTensor, ...]) -> tuple[int, _Shapes]:
+    def _check(self, shapes: tuple[int, ...] | _Shapes, inputs: tuple[PackedTensor, ...]) -> tuple[int, _Shapes]:
         """Return the number of rows, and the shapes of a row: requests that have these in common run together."""
         rows = _check_shapes(inputs, self.model)
         if len(self._shapes) >= _REMEMBERED_SHAPES:
             self._shapes.clear()
-        found = self._shapes[shapes] = (rows, tuple([shape[1:] for shape in shapes]))
+        found = self._shapes[shapes] = (rows, tuple([one.shape[1:] for one in inputs]))
         return found
 
     def results(self, answer: Answer, wanted: Sequence[Wanted]) -> Sequence[PackedTensor]:
