@@ -798,6 +798,50 @@ async def test_a_stream_to_a_client_that_does_not_read_is_closed():
         writer.close()
 
 
+async def unread(service: Service, size: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Let a client have an answer of so many bytes that it does not read."""
+    before = len(service.front.behind)
+    reader, writer = await service.open()
+    writer.write(post("/hold", b"x"))
+    exchange = await service.arrived.get()
+    exchange.answer(Response(200, (bytes(size),)))
+    assert len(service.front.behind) == before + 1
+    return reader, writer
+
+
+async def whole_or_refused(service: Service, size: int) -> int:
+    """Ask for so many bytes, read all that comes, and return the status."""
+    reader, writer = await service.open()
+    writer.write(post("/hold", b"x"))
+    (await service.arrived.get()).answer(Response(200, (bytes(size),)))
+    got = await read(reader)
+    writer.close()
+    assert len(got.body) == size or got.headers["retry-after"] == "1"
+    return got.status
+
+
+async def test_the_bytes_of_all_unread_answers_are_bounded():
+    """What goes beyond is refused; once a client has had its time, it makes room: the one that takes least."""
+    size = 32 << 20
+    async with serving(limits=Limits(answers_bytes=3 * size)) as service:
+        taking, taking_writer = await unread(service, size)
+        _, lazy = await unread(service, size)
+        assert await whole_or_refused(service, 2 * size) == 503
+        got = len(await taking.readexactly(1 << 20))
+        await asyncio.sleep(1.1)
+        got += len(await taking.readexactly(8 << 20))
+        assert await whole_or_refused(service, 2 * size) == 200
+        assert len(service.front.behind) == 1
+        while piece := await taking.read(1 << 20):
+            got += len(piece)
+            if got > size:
+                break
+        assert got > size  # with its head
+        assert len(service.front.connections) <= 2
+        taking_writer.close()
+        lazy.close()
+
+
 async def test_a_client_that_resets_drops_its_work():
     """At once."""
     async with serving() as service:

@@ -633,7 +633,21 @@ def test_what_was_read_before_changes_nothing_in_json(text, edits):
 
 @pytest.mark.parametrize(
     "numbers",
-    [b"[9,8,7,6]", b"[9,8,7]", b"[9,8,7,6,5]", b"[]", b"[9,8,7,1e39]", b"[9,8,7,null]", b"[9,[8],7,6]", b"[9,8,7,6],1"],
+    [
+        b"[9,8,7,6]",
+        b"[9,8,7]",
+        b"[9,8,7,6,5]",
+        b"[]",
+        b"[9,8,7,1e39]",
+        b"[9,8,7,null]",
+        b"[9,[8],7,6]",
+        b"[9,8,7,6],1",
+        b"[9,8,7,6],[1]",
+        b"[9,8,7,6]]",
+        b"[",
+        b"]",
+        b"",
+    ],
 )
 def test_other_numbers_in_a_known_frame_are_read_as_if_it_were_new(numbers):
     """Also wrong ones, and what only looks like a list."""
@@ -653,6 +667,30 @@ def test_what_was_read_before_changes_nothing_in_binary(tail):
 
     cold = codec_of((X,), (Y,))
     assert outcome(warm, GOLDEN_JSON + tail, headers) == outcome(cold, GOLDEN_JSON + tail, headers)
+
+
+def test_a_length_that_is_known_is_held_against_each_body():
+    """The header was fine with a longer body; what is left of this one is not its JSON."""
+    warm = codec_of((X,), (Y,))
+    headers = {"inference-header-content-length": "152"}
+    outcome(warm, GOLDEN_JSON + GOLDEN_TAIL, headers)
+
+    for body in (b"", GOLDEN_JSON[:151], GOLDEN_JSON):
+        with pytest.raises(InvalidInput):
+            warm.read(body, headers)
+        assert outcome(warm, body, headers) == outcome(codec_of((X,), (Y,)), body, headers)
+
+
+def test_bytes_of_texts_are_looked_at_in_a_known_layout_too():
+    """A length among them points past the end."""
+    spec = TensorSpec("x", "BYTES", ("batch", 2))
+    codec = codec_of((spec,), (Y,))
+    text = GOLDEN_JSON.replace(b"FP32", b"BYTES").replace(b'size":8', b'size":10')
+    headers = {"inference-header-content-length": str(len(text))}
+    codec.read(text + b"\1\0\0\0a\1\0\0\0b", headers)
+
+    with pytest.raises(InvalidTensor, match="past the end"):
+        codec.read(text + b"\1\0\0\0a\2\0\0\0b", headers)
 
 
 @pytest.mark.parametrize("junk", [b"JUNK", b"\0" * 16])

@@ -94,6 +94,11 @@ class Connection(asyncio.Protocol):
         """The model version that let its request in, if it has one that is not answered."""
         return None if self._exchange is None else self._exchange.version
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What its client has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -168,12 +173,15 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the client takes its answer slowly; a clock runs on it."""
         self._writing_paused = True
-        self._unsent_bytes = self._transport.get_write_buffer_size()
-        self._await_until(self._front.clocks.write_s)
+        self._unsent_bytes = self.unsent_bytes
+        now = self._loop.time()
+        self._front.behind.add(self, self._unsent_bytes, now)
+        self._await_until(self._front.clocks.write_s, now)
 
     def resume_writing(self) -> None:
         """Go on with the next request."""
         self._writing_paused = False
+        self._front.behind.discard(self)
         if self._outgoing is not None:
             self._deadline_s = _NEVER
             self._outgoing.caught_up()
@@ -352,7 +360,7 @@ class Connection(asyncio.Protocol):
         now, head = self._loop.time(), exchange.head
         close = front.last_answers or not head.keep_alive or (self._eof and not self._buffer)
         whole = head.method != "HEAD"
-        self._write(response, exchange.request_id, now, close=close, whole=whole)
+        response = self._write(response, exchange.request_id, now, close=close, whole=whole)
         front.held_bytes -= self._held_bytes
         self._held_bytes = 0
         if response.stream is None or not whole:
@@ -462,16 +470,20 @@ class Connection(asyncio.Protocol):
         self._transport.write_eof()
         self._await_until(_LINGER_S)
 
-    def _write(self, response: Response, request_id: str, now: float, *, close: bool, whole: bool = True) -> None:
-        """Write an answer, or its head alone if it is not to be ``whole``."""
+    def _write(self, response: Response, request_id: str, now: float, *, close: bool, whole: bool = True) -> Response:
+        """Write an answer, or its head alone if it is not to be ``whole``; return it, or what stands in its place."""
         body = response.body
         size = sum(map(len, body))
+        if size > _JOINED_BYTES and not self._front.behind.make_room(size, now):
+            full = Unavailable("The server holds as many bytes of answers as it takes. Try again later.")
+            return self._write(error_response(full), request_id, now, close=close, whole=whole)
         before, after = self._front.answer_heads.around_id(response, size, now, close=close)
         parts = (before, request_id.encode(), after, *body) if whole else (before, request_id.encode(), after)
         if size > _JOINED_BYTES:
             self._transport.writelines(parts)
         else:
             self._transport.write(b"".join(parts))
+        return response
 
     # Ends and clocks
 
@@ -520,7 +532,7 @@ class Connection(asyncio.Protocol):
         self._out_of_time()
 
     def _out_of_time(self) -> None:
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self.unsent_bytes
         if self._closing or self._discarding or self._writing_paused:
             if unsent and unsent < self._unsent_bytes and not self._discarding:
                 self._unsent_bytes = unsent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import secrets
 from collections import Counter, deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from lightship.serve.limits import Clocks, Limits
 
 __all__ = ["Front", "Served"]
 
+_CHANCE_S = 1.0  # for a client to take something of its answer, before it may be cut off for another's
 _COOLING_S = 0.01
 _LEAST_PER_S = 400  # refused connections that are read again, however few are answered
 
@@ -48,6 +50,7 @@ class Front:
         self.unsaid: dict[Connection, float] = {}  # whose request is not all there, and since when; the oldest first
         self._loop = asyncio.get_running_loop()
         self.cooling = _Cooling(self._loop)
+        self.behind = _Behind(self.limits.answers_bytes)
         self.held_bytes = 0
         self.closing = False
         self.last_answers = False  # every answer from now on is the last on its connection
@@ -71,6 +74,7 @@ class Front:
             if not self.peers[connection.peer]:
                 del self.peers[connection.peer]
         self.unsaid.pop(connection, None)
+        self.behind.discard(connection)
         if not self.connections:
             self._all_gone.set()
 
@@ -119,6 +123,43 @@ class Front:
         """Close every connection at once."""
         for connection in tuple(self.connections):
             connection.abort()
+
+
+class _Behind:
+    """Connections whose clients take their answers more slowly than these are made, and how much is held for them."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._since: dict[Connection, tuple[float, int]] = {}  # since when, and how much there was to take then
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._since)
+
+    def add(self, connection: Connection, unsent_bytes: int, now: float) -> None:
+        """Note that a client has not taken all that was written."""
+        self._since[connection] = (now, unsent_bytes)
+
+    def discard(self, connection: Connection) -> None:
+        """Note that it has caught up, or has gone."""
+        self._since.pop(connection, None)
+
+    def make_room(self, size: int, now: float) -> bool:
+        """Return whether so many bytes more may be held. For them, whoever takes least of its answer is cut off."""
+        while held := sum([connection.unsent_bytes for connection in self._since]):
+            if held + size <= self._most_bytes:
+                break
+            slowest = min(self._since, key=lambda one: self._taken_per_s(one, now))
+            if self._taken_per_s(slowest, now) == math.inf:
+                return False
+            self.discard(slowest)
+            slowest.abort()
+        return True
+
+    def _taken_per_s(self, connection: Connection, now: float) -> float:
+        since_s, unsent_bytes = self._since[connection]
+        seconds = now - since_s
+        return (unsent_bytes - connection.unsent_bytes) / seconds if seconds >= _CHANCE_S else math.inf
 
 
 class _Cooling:

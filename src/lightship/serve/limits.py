@@ -32,6 +32,8 @@ class Limits:
             An answer in JSON has at most a value for 16 of them.
         inflation: how many times its size a compressed body may grow, beyond the first MiB.
         answer_bytes: tensors of one answer; where the graph says their size, a request is refused before it runs.
+        answers_bytes: answers that a model puts together from several batches; and again answers that clients have not
+            taken. For one more of these the client that takes least is cut off; if all take theirs, it becomes a 503.
         chunks: chunks of one chunked body.
         connections: open connections, those in a TLS handshake among them. One more takes the place of the one that
             has been slowest to say what it wants, if that has had its chance; else it is answered 503 and closed. gRPC
@@ -52,6 +54,7 @@ class Limits:
     json_bytes: int = 16 * _MIB
     bodies_bytes: int = 512 * _MIB
     answer_bytes: int = 64 * _MIB
+    answers_bytes: int = 192 * _MIB
     inflation: int = 100
     chunks: int = 65_536
     connections: int = 2_048

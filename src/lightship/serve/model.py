@@ -40,6 +40,7 @@ from lightship.serve.work import (
     Answer,
     Batch,
     Parts,
+    Room,
     Told,
     Work,
     error_named,
@@ -92,6 +93,7 @@ class ServedModel:
         # With more it is looked at why.
         self._most_rows = min(limits.rows_per_request, limits.answer_bytes // (self._answer_row_bytes or 1))
         self._clocks = clocks
+        self._room = Room(limits.answers_bytes)
         self._rest = rest
         self._replicas = tuple(
             Replica(source, self, clocks=clocks, threads=threads or usable_cores(), memory_bytes=memory_bytes)
@@ -395,17 +397,25 @@ class ServedModel:
         """
         if self._closed:
             raise Unavailable(f"This version of {self.name} is served no longer. Send it again.")
-        if not 1 <= work.rows <= self._whole_rows:
-            work = self._first_part(work)
-        self._queue(work, admitted=False)
+        if 1 <= work.rows <= self._whole_rows:
+            self._queue(work, admitted=False)
+        else:
+            self._submit_in_parts(work)
 
-    def _first_part(self, work: Work) -> Work:
-        """Return as much of a request as a batch may have; the rest of it follows."""
+    def _submit_in_parts(self, work: Work) -> None:
+        """Let as much of a request wait as a batch may have; the rest of it follows."""
         if not 1 <= work.rows <= self._most_rows:
             self._refuse_rows(work)
         if not self.source.batch_rows:
-            return work
-        return Parts(work, self._queue_more).next(self._batcher.bounds.batch_rows)
+            self._queue(work, admitted=False)
+            return
+        size = work.rows * self._answer_row_bytes if self._sized and not work.raws else None
+        parts = Parts(work, self._queue_more, self._room, answer_bytes=size)
+        try:
+            self._queue(parts.next(self._batcher.bounds.batch_rows), admitted=False)
+        except LightshipError:
+            parts.cancel()
+            raise
 
     def _refuse_rows(self, work: Work) -> None:
         if not 1 <= work.rows <= (limit := self._limits.rows_per_request):
@@ -516,7 +526,7 @@ class ServedModel:
 
     def _too_long(self, answer: Answer) -> TooLarge | None:
         try:
-            self._refuse_long_answer(sum(len(one.data) for one in answer.outputs))
+            self._refuse_long_answer(answer.size_bytes)
         except TooLarge as exc:
             return exc
         return None

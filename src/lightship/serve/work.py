@@ -12,13 +12,24 @@ from typing import Protocol
 import msgspec
 
 import lightship.errors
-from lightship.errors import LightshipError, WorkerFailed
+from lightship.errors import LightshipError, Unavailable, WorkerFailed
 from lightship.serve.batcher import Item
 from lightship.serve.limits import Clocks
 from lightship.serve.tensors import PackedTensor, join_rows
 from lightship.serve.wire import Done, RunRaw, RunTensors, TensorHead
 
-__all__ = ["Answer", "Batch", "Parts", "Told", "Work", "batch_message", "error_named", "join_answers", "split_answers"]
+__all__ = [
+    "Answer",
+    "Batch",
+    "Parts",
+    "Room",
+    "Told",
+    "Work",
+    "batch_message",
+    "error_named",
+    "join_answers",
+    "split_answers",
+]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +45,11 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     outputs: tuple[PackedTensor, ...] = ()
     answers: tuple[bytes, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all that is in it."""
+        return sum([len(one.data) for one in self.outputs]) + sum(map(len, self.answers))
+
 
 Told = Callable[[Answer | None, LightshipError | None], None]
 """Gets the answer or the error of a request."""
@@ -48,7 +64,7 @@ class Work(Item, kw_only=True):
         done: called once, on the event loop, with an answer or an error; never after ``cancel``.
         tries: how many workers have died of it, or beside it.
         model: whose queue it may be in.
-        part: of a request that is too large for one batch: what waits or runs of it now.
+        parts: of a request that is too large for one batch: what runs of it, one after the other.
         first: of a part: the row of the request that its own begin with.
         owner: id of the key that it came with; empty without keys.
     """
@@ -58,7 +74,7 @@ class Work(Item, kw_only=True):
     raws: tuple[bytes, ...] = ()
     tries: int = 0
     model: _Forgets | None = None
-    part: Work | None = None
+    parts: Parts | None = None
     first: int = 0
     submitted_s: float = 0.0
     owner: str = ""
@@ -91,10 +107,35 @@ class Work(Item, kw_only=True):
             return
         self.done = None
         self.inputs, self.raws = (), ()
-        if self.part is not None:
-            self.part.cancel()
+        if self.parts is not None:
+            self.parts.cancel()
         elif self.model is not None:
             self.model.forget(self)
+
+
+class Room:
+    """How many bytes a model holds of answers that are not whole yet."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._held_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count what is going to be held. A single answer may be larger than all together.
+
+        Raises:
+            Unavailable: it would be too much.
+        """
+        if self._held_bytes and self._held_bytes + size_bytes > self._most_bytes:
+            raise Unavailable(
+                f"The answers that this model puts together have at most {self._most_bytes} bytes (limit "
+                "`answers_bytes`). Try again later, or send fewer rows a request."
+            )
+        self._held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Count what is held no longer."""
+        self._held_bytes -= size_bytes
 
 
 class Parts:
@@ -102,19 +143,30 @@ class Parts:
 
     Args:
         more: called when a part is answered and another has to follow.
+        room: for the answer, of which the first parts wait for the last.
+        answer_bytes: of the whole answer; None if the graph does not say.
+
+    Raises:
+        Unavailable: there is no room.
     """
 
-    def __init__(self, work: Work, more: Callable[[Parts], None]) -> None:
+    def __init__(self, work: Work, more: Callable[[Parts], None], room: Room, *, answer_bytes: int | None) -> None:
         self._work = work
         self._more = more
+        self._room = room
+        self._sized = answer_bytes is not None
         self._taken = 0
         self._answers: list[Answer] = []
+        self._part: Work | None = None
+        self._held_bytes = 0
+        self._hold(answer_bytes or 0)
+        work.parts = self
 
     def next(self, most_rows: int) -> Work:
         """Return the next rows as work of its own."""
         work, start = self._work, self._taken
         self._taken = stop = min(start + most_rows, work.rows)
-        work.part = Work(
+        self._part = Work(
             work.key,
             stop - start,
             work.size_bytes * (stop - start) // work.rows,
@@ -125,21 +177,45 @@ class Parts:
             first=start,
             owner=work.owner,
         )
-        return work.part
+        return self._part
 
-    def fail(self, error: LightshipError) -> None:
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        if self._part is not None:
+            self._part.cancel()
+        self._let_go()
+
+    def fail(self, error: LightshipError | None) -> None:
         """Answer the whole request with an error."""
+        self._let_go()
         self._work.finish(None, error)
 
     def _told(self, answer: Answer | None, error: LightshipError | None) -> None:
         if answer is None:
-            self._work.finish(None, error)
+            self.fail(error)
+            return
+        try:
+            if not self._sized:
+                self._hold(answer.size_bytes)
+        except LightshipError as exc:
+            self.fail(exc)
             return
         self._answers.append(answer)
         if self._taken < self._work.rows:
             self._more(self)
         else:
-            self._work.finish(join_answers(self._answers), None)
+            whole = join_answers(self._answers)
+            self._let_go()
+            self._work.finish(whole, None)
+
+    def _hold(self, size_bytes: int) -> None:
+        self._room.take(size_bytes)
+        self._held_bytes += size_bytes
+
+    def _let_go(self) -> None:
+        self._room.give_back(self._held_bytes)
+        self._held_bytes = 0
+        self._answers.clear()
 
 
 @dataclass(slots=True)
