@@ -29,6 +29,7 @@ import tritonclient.grpc as triton
 from google.protobuf import descriptor_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.serve.test_grpc_http2 import Unread
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -680,6 +681,35 @@ async def test_a_client_that_never_sends_its_message_is_cut_off(home):
             never.set()
             assert await code_of(slow) is grpc.StatusCode.CANCELLED
             await until(lambda: server._grpc.calls == 0)
+
+
+async def test_the_bytes_of_all_answers_that_are_not_taken_are_bounded(home):
+    """What goes beyond is refused; after `write_s` who has not taken its answer is cut off for it."""
+    clocks, limits = dataclasses.replace(QUICK, write_s=2.0), Limits(answers_bytes=200 << 10)
+    many = request(images(3_000))  # answered with 117 KiB
+    async with serving(home, clocks=clocks, limits=limits) as server:
+        address, path = f"127.0.0.1:{server.grpc_port}", SERVICE.encode() + b"ModelInfer"
+        unread = await asyncio.to_thread(Unread, address, path, many.SerializeToString())
+        with channel_to(server) as channel:
+            await until(lambda: server._grpc._untaken._answers)
+            assert await asyncio.to_thread(infer(channel, request()).result, DEADLINE_S)
+            assert await code_of(infer(channel, many)) is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(clocks.write_s)
+            assert await asyncio.to_thread(infer(channel, many).result, DEADLINE_S)
+        assert await asyncio.to_thread(unread.rest) < 3_000 * 40
+        unread.socket.close()
+        await until(lambda: not server._grpc._untaken._answers)
+
+
+async def test_a_stream_that_is_read_holds_nothing(home):
+    """Answer after answer, more than the limit in sum."""
+    many = request(images(3_000)).SerializeToString()
+    async with serving(home, limits=Limits(answers_bytes=200 << 10)) as server:
+        with channel_to(server) as channel:
+            answers = channel.stream_stream(SERVICE + "ModelStreamInfer")(iter([many] * 4))
+            got = await asyncio.to_thread(lambda: [len(answer) for answer in answers])
+            assert min(got) > 3_000 * 40
+            await until(lambda: not server._grpc._untaken._answers)
 
 
 async def test_a_worker_that_dies_is_not_the_callers_business(home):

@@ -54,6 +54,36 @@ def call(
             return Ended(type(exc).__name__)
 
 
+class Unread:
+    """A call whose answer is not taken, beyond the 64 KiB that HTTP/2 lets a server send unasked."""
+
+    def __init__(self, address: str, path: bytes, message: bytes) -> None:
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
+        self.http2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+        self.http2.initiate_connection()
+        names = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "test")]
+        self.http2.send_headers(1, [*names, ("content-type", "application/grpc"), ("te", "trailers")])
+        left = b"\0" + len(message).to_bytes(4, "big") + message
+        while left:
+            if room := min(self.http2.local_flow_control_window(1), FRAME_BYTES, len(left)):
+                self.http2.send_data(1, left[:room], end_stream=room == len(left))
+                left = left[room:]
+                self.socket.sendall(self.http2.data_to_send())
+            else:
+                self.http2.receive_data(self.socket.recv(65_536))
+
+    def rest(self) -> int:
+        """Return how many bytes of the answer come until the server ends the call."""
+        size = 0
+        while True:
+            for event in self.http2.receive_data(self.socket.recv(65_536)):
+                if isinstance(event, h2.events.DataReceived):
+                    size += len(event.data)
+                elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset | h2.events.ConnectionTerminated):
+                    return size
+
+
 def _request(path: bytes, method: bytes, extra: list[tuple[bytes, bytes]], data: bytes | None) -> bytes:
     headers = [
         (b":method", method),

@@ -122,6 +122,7 @@ class GrpcFront:
         # Before a message is there its size is not known: each may be of the largest.
         self._slots = threading.BoundedSemaphore(max(1, limits.bodies_bytes // limits.body_bytes))
         self._held_bytes = 0
+        self._untaken = _Untaken(limits.answers_bytes, clocks.write_s)
         # Contexts of calls whose next message is awaited: until when, and whether they are streams.
         self._reading: dict[Any, tuple[float, bool]] = {}
         self._loop = asyncio.get_running_loop()
@@ -181,7 +182,9 @@ class GrpcFront:
         exchange, refused = self._begin(path, context)
         try:
             with self._admitted(exchange, refused) as method:
-                answer = self._wait(self._answer(method, exchange, self._read(exchange, messages, context)), context)
+                data = self._read(exchange, messages, context)
+                context.add_callback(partial(self._untaken.discard, exchange))
+                answer = self._wait(self._answer(method, exchange, data, context), context)
         except LightshipError as exc:
             self._refuse(exchange, exc, context)
         except (_Gone, self._rpc_error):  # grpcio raises its own when a call ends while its message is awaited
@@ -226,13 +229,14 @@ class GrpcFront:
         except (concurrent.futures.CancelledError, asyncio.CancelledError):
             raise _Gone from None
 
-    async def _answer(self, method: GrpcMethod, exchange: Exchange, data: bytes) -> bytes:
+    async def _answer(self, method: GrpcMethod, exchange: Exchange, data: bytes, context: Any) -> bytes:
         size = len(data)
         if self._held_bytes + size > self._limits.bodies_bytes:
             raise Unavailable("The server holds as many request bytes as it takes. Try again later.")
         self._held_bytes += size
         try:
             answer = await method.answer(exchange, data)
+            self._untaken.add(exchange, context, len(answer))
         except LightshipError:
             raise
         except Exception as exc:
@@ -267,7 +271,11 @@ class GrpcFront:
                     data = self._next(messages, context, until_s, of_stream=True)
                     if data is None:
                         break
-                    yield self._answer_of_stream(method, path, data, context)
+                    each, _ = self._begin(path, context)
+                    try:
+                        yield self._answer_of_stream(method, each, data, context)  # goes on when grpcio has sent it
+                    finally:
+                        self._untaken.discard(each)
                 else:
                     raise Unavailable("The server is being stopped.")
         except LightshipError as exc:
@@ -279,12 +287,11 @@ class GrpcFront:
             self._refuse(exchange, LightshipError(_FAILED), context)
         context.set_trailing_metadata((("x-request-id", exchange.request_id),))
 
-    def _answer_of_stream(self, method: GrpcMethod, path: str, data: bytes, context: Any) -> bytes:
-        exchange, _ = self._begin(path, context)
+    def _answer_of_stream(self, method: GrpcMethod, exchange: Exchange, data: bytes, context: Any) -> bytes:
         with self._lock:
             self._dispatcher.admit(exchange)  # a stream must not outlive its key
         try:
-            return self._wait(self._answer(method, exchange, data), context)
+            return self._wait(self._answer(method, exchange, data, context), context)
         except LightshipError as exc:
             self._loop.call_soon_threadsafe(self._count, exchange, status_of(exc).http)
             return self._stream_error(_text(exc))
@@ -348,6 +355,44 @@ class GrpcFront:
                 with suppress(Exception):  # it may have ended this moment
                     context.cancel()
         self._look = self._loop.call_later(_LOOK_S, self._look_for_slow)
+
+
+class _Untaken:
+    """Answers that grpcio was given and that their clients have not taken. It tells nothing of what is on its way.
+
+    Added to on the loop, taken from by grpcio's threads.
+    """
+
+    def __init__(self, most_bytes: int, write_s: float) -> None:
+        self._most_bytes = most_bytes
+        self._write_s = write_s
+        self._answers: dict[Exchange, tuple[float, int, Any]] = {}  # since when, how much, its call; the oldest first
+
+    def add(self, exchange: Exchange, context: Any, size: int) -> None:
+        """Count an answer. For its room, who has not taken one in ``write_s`` is cut off.
+
+        Raises:
+            Unavailable: there is no room.
+        """
+        now = time.monotonic()
+        answers = list(self._answers.items())
+        held = sum(size for _, (_, size, _) in answers)
+        for other, (since_s, freed, call) in answers:
+            if held + size <= self._most_bytes:
+                break
+            if now - since_s < self._write_s:
+                raise Unavailable("The server holds as many bytes of answers as it takes. Try again later.")
+            self.discard(other)
+            held -= freed
+            with suppress(Exception):  # it may have ended this moment
+                call.cancel()
+        self._answers[exchange] = (now, size, context)
+        if not context.is_active():  # then nobody will tell that it is over
+            self.discard(exchange)
+
+    def discard(self, exchange: Exchange) -> None:
+        """An answer has been taken, or nobody waits for it any more."""
+        self._answers.pop(exchange, None)
 
 
 def _drop(future: concurrent.futures.Future[bytes]) -> None:
