@@ -17,13 +17,28 @@ from pathlib import Path
 
 import numpy as np
 from releases import hungry, network, promote, release, rollback
-from rig import Figures, Rig, binary_request, peak_per_s, run_script, scratch_home, tensor_question, until
+from rig import (
+    CACHE,
+    Figures,
+    Generator,
+    Rig,
+    binary_request,
+    finished,
+    peak_per_s,
+    run_script,
+    scratch_home,
+    tensor_question,
+    until,
+)
 from traffic import Traffic
 
 from lightship.data.home import Home
 
 NAME = "digits"
 WIDTH, LAYERS = 512, 4
+_LOAD = 0.7  # of the peak
+_CHECKED_PER_S = 600.0
+_RELOAD_S = 0.35  # about what one takes here
 
 
 @dataclass
@@ -84,8 +99,14 @@ def good_reloads(
     questions = [tensor_question(NAME, seed, graphs) for seed in range(8)]
     with ExitStack() as stack:
         rig = stack.enter_context(Rig(home, NAME, "--grpc-port", "0", *options, log=scratch / f"{kind}.log"))
+        bulk = None  # what the program that checks each answer cannot offer: answers are counted by their status
         if rate is None:
-            rate = min(0.7 * peak_per_s(rig, questions[0], scratch).ok_per_s, 600.0)
+            peak = peak_per_s(rig, questions[0], scratch).ok_per_s
+            rate = min(_LOAD * peak, _CHECKED_PER_S)
+            seconds = steady_s + _RELOAD_S * reloads
+            bulk_per_s = max(1.0, _LOAD * peak - rate)
+            options_of = {"rate": bulk_per_s, "connections": 32, "seconds": seconds, "warm_up": 0.0, "drain": 10.0}
+            bulk = Generator(CACHE, core=None).start(rig.address, scratch / "peak.request", **options_of)
         with (
             Traffic(rig.address, questions, rate=rate, connections=32, fresh=0.05) as traffic,
             GrpcTraffic(rig.grpc_address, 0, dict(questions[0].expected)) as grpc,
@@ -105,12 +126,20 @@ def good_reloads(
             back_s = until(lambda: len(rig.workers()) <= most, 10.0)
             time.sleep(1.0)
             after_mb, after_fds = tree_mb(rig), rig.fds()
+        load = None if bulk is None else finished(bulk)
         complaints = [one for one in rig.complaints() if "root" not in one and "structural" not in one]
     during, steady = traffic.result.between(begun, ended), traffic.result.between(started, begun)
     figures.add(f"{kind}: reloads, seconds each (median, worst)", f"{reloads}, {np.median(took):.2f}, {max(took):.2f}")
     figures.add(
         f"{kind}: offered per s, requests HTTP + gRPC", f"{rate:.0f}, {len(traffic.result.records)} + {grpc.answered}"
     )
+    if load is not None:
+        ok, late = load.statuses["ok"], load.statuses["never_sent"]  # late: its connections were all waiting
+        failed = sum(load.statuses.values()) - ok - late
+        figures.add(
+            f"{kind}: peak, offered beside these, answered per s", f"{peak:.0f}, {bulk_per_s:.0f}, {ok / seconds:.0f}"
+        )
+        figures.exactly(f"{kind}: failed of {ok + failed} beside these", failed, 0)
     figures.exactly(f"{kind}: failed HTTP requests {traffic.result.why or ''}", len(traffic.result.failed), 0)
     figures.exactly(f"{kind}: failed gRPC calls {grpc.failed[:2] or ''}", len(grpc.failed), 0)
     figures.add(

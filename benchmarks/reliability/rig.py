@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "serve"))
 
-from load import Generator, Load
+from load import Generator, Load, finished
 from releases import TASK, image
 from server import Server
 from traffic import Question
@@ -37,6 +37,7 @@ __all__ = [
     "Rig",
     "ask",
     "binary_request",
+    "finished",
     "peak_per_s",
     "post",
     "run_script",
