@@ -76,6 +76,19 @@ def test_where_the_graph_does_not_say_the_size_it_counts_when_it_is_there():
     Asked(5, room, answer_bytes=40)
 
 
+def test_rows_of_different_shapes_are_not_joined():
+    """Cut by rows again, the bytes of one request would be another's."""
+    room = Room(100)
+    asked = Asked(4, room, answer_bytes=None)
+    asked.run()
+    asked.part.finish(Answer((pack("x", "FP32", np.zeros((2, 3), np.float32)),)), None)
+
+    ((answer, error),) = asked.told
+    assert answer is None
+    assert "different shapes" in str(error)
+    Asked(12, room, answer_bytes=96)
+
+
 def test_one_answer_alone_may_be_larger_than_the_room():
     """Else it could never be given."""
     room = Room(10)

@@ -474,7 +474,7 @@ class Connection(asyncio.Protocol):
         """Write an answer, or its head alone if it is not to be ``whole``; return it, or what stands in its place."""
         body = response.body
         size = sum(map(len, body))
-        if size > _JOINED_BYTES and not self._front.behind.make_room(size, now):
+        if whole and size > _JOINED_BYTES and not self._front.behind.make_room(size, now):
             full = Unavailable("The server holds as many bytes of answers as it takes. Try again later.")
             return self._write(error_response(full), request_id, now, close=close, whole=whole)
         before, after = self._front.answer_heads.around_id(response, size, now, close=close)

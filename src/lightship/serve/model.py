@@ -406,7 +406,7 @@ class ServedModel:
         """Let as much of a request wait as a batch may have; the rest of it follows."""
         if not 1 <= work.rows <= self._most_rows:
             self._refuse_rows(work)
-        if not self.source.batch_rows:
+        if not self.source.batch_rows or work.rows <= self._batcher.bounds.batch_rows:
             self._queue(work, admitted=False)
             return
         size = work.rows * self._answer_row_bytes if self._sized and not work.raws else None

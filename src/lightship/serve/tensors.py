@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from lightship.errors import InvalidTensor
+from lightship.errors import InvalidTensor, LightshipError
 from lightship.types import DTYPES
 
 __all__ = ["ITEM_BYTES", "PackedTensor", "join_rows", "pack", "pack_bytes", "unpack", "unpack_bytes"]
@@ -75,10 +75,19 @@ class PackedTensor(msgspec.Struct, frozen=True, gc=False):
 
 
 def join_rows(parts: Sequence[PackedTensor]) -> PackedTensor:
-    """Return the rows of ``parts``, one after the other. All have the same name, dtype and shape of a row."""
+    """Return the rows of ``parts``, one after the other. All have the same name and dtype.
+
+    Raises:
+        LightshipError: their rows have different shapes: joined, the bytes of one request would go to another.
+    """
     first = parts[0]
     if len(parts) == 1:
         return first
+    if any(part.shape[1:] != first.shape[1:] for part in parts):
+        shapes = ", ".join(sorted({str(list(part.shape[1:])) for part in parts}))
+        raise LightshipError(
+            f"The rows of output {first.name!r} have different shapes in parts of a request: {shapes}."
+        )
     rows = sum(part.shape[0] for part in parts)
     return PackedTensor(first.name, first.dtype, (rows, *first.shape[1:]), b"".join(part.data for part in parts))
 

@@ -194,17 +194,17 @@ class Parts:
         if answer is None:
             self.fail(error)
             return
+        self._answers.append(answer)
         try:
             if not self._sized:
                 self._hold(answer.size_bytes)
+            whole = None if self._taken < self._work.rows else join_answers(self._answers)
         except LightshipError as exc:
             self.fail(exc)
             return
-        self._answers.append(answer)
-        if self._taken < self._work.rows:
+        if whole is None:
             self._more(self)
         else:
-            whole = join_answers(self._answers)
             self._let_go()
             self._work.finish(whole, None)
 

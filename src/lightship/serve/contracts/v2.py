@@ -133,10 +133,11 @@ class V2:
         a turn, not once a request.
         """
         texts, self._texts, self._texts_bytes = self._texts, [], 0
+        for exchange in texts:
+            exchange.admitted.model.coming -= 1
         read: list[tuple[Exchange, _Door, V2Request]] = []
         for exchange in texts:
             door: _Door = exchange.admitted
-            door.model.coming -= 1
             if exchange.gone:
                 continue
             body, exchange.body = exchange.body, b""
